@@ -1,0 +1,1 @@
+"""Applications: one folder each, found by the entry point group `dfl.apps`."""

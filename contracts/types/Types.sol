@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+/// @notice A job's number, counted from 1.
+type JobId is uint64;
+
+/// @notice The SHA2-256 digest of a UnixFS DAG-PB root; the CIDv1 is 0x01 0x70 0x12 0x20 ‖ digest.
+type Cid is bytes32;
+
+enum Mode {
+    Sync,
+    Async,
+    Pipeline,
+    Chained
+}
+
+enum Phase {
+    None,
+    Open,
+    Commit,
+    Reveal,
+    Aggregate,
+    Completed,
+    Failed,
+    Cancelled
+}
+
+enum Kind {
+    Update,
+    Hop,
+    Stage
+}
+
+/// @notice What the requester promises. Windows in seconds, money in wei of VNX.
+struct JobTerms {
+    Cid spec;
+    Cid model;
+    Mode mode;
+    uint32 rounds;
+    uint32 quorum;
+    uint32 minNodes;
+    uint32 openWindow;
+    uint32 commitWindow;
+    uint32 revealWindow;
+    uint32 aggregateWindow;
+    uint32 settleWindow;
+    uint32 challengeWindow;
+    uint96 roundBudget;
+    uint96 requiredStake;
+}
+
+/// @notice A job as it stands, for readers off chain.
+struct JobState {
+    address requester;
+    JobTerms terms;
+    Phase phase;
+    uint32 round;
+    uint32 completed;
+    uint64 deadline;
+    Cid model;
+    uint32 expected;
+    uint32 commits;
+    uint32 reveals;
+    uint32 draw;
+    uint128 spent;
+    uint128 refunded;
+}
+
+/// @notice One line of a settlement. `cumulative` covers the job up to and including the round.
+struct Leaf {
+    address account;
+    uint256 asset;
+    int128 score;
+    uint128 reward;
+    uint128 cumulative;
+}
+
+/// @notice A sibling on the way from a leaf to the root of a Merkle-sum tree.
+struct ProofStep {
+    bytes32 hash;
+    uint128 sum;
+    bool isLeft;
+}

@@ -1,0 +1,1 @@
+"""Training: models, data, the worker process. Only the worker imports torch."""
