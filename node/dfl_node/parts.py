@@ -1,0 +1,26 @@
+"""The real parts of one node, or their twins: whatever passes the four conformance suites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dfl_ledger.indexer import Indexer
+from dfl_ledger.ledger import Ledger
+
+from dfl_node.journal import Journal
+from dfl_node.net.channel import Channel
+from dfl_node.store.blob_store import BlobStore
+from dfl_node.train.trainer import DataConfig, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    ledger: Ledger
+    index: Indexer
+    store: BlobStore
+    channel: Channel
+    trainer: Trainer
+    journal: Journal
+    data: Mapping[str, DataConfig]  # application -> the rows this node holds
+    trains: bool  # the role `train`
