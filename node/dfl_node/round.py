@@ -169,12 +169,12 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Action, .
         case ChainMoved():
             state = replace(state, chain=event)
         case Trained(work):
-            state = replace(state, work=work)
+            done = frozenset(a for a in state.under_way if isinstance(a, Train))
+            state = replace(state, work=work, under_way=state.under_way - done)
         case Finished(action):
             state = replace(state, under_way=state.under_way - {action})
-            if not isinstance(action, Train | Abandon):
-                # The chain has moved but its news is still on the way: do not ask for the same again.
-                state = _wait(state, action, now + RETRY_S)
+            # The chain has moved but its news is still on the way: do not ask for the same again.
+            state = _wait(state, action, now + RETRY_S)
         case Failed(action):
             state = _wait(replace(state, under_way=state.under_way - {action}), action, now + RETRY_S)
         case Tick():
