@@ -66,6 +66,36 @@ struct JobState {
     uint128 refunded;
 }
 
+/// @notice A round that ended with a model. One storage slot.
+struct Publication {
+    address publisher;
+    uint40 publishedAt;
+    uint32 round;
+}
+
+/// @notice What a round paid: the root and the sum of the Merkle-sum tree over its leaves. Three storage slots.
+struct Settlement {
+    bytes32 root;
+    Cid evidence;
+    uint128 total;
+    uint64 claimableAt;
+}
+
+/// @notice A node as registered. `unbondAt` is 0 while bonded, else the second from which the stake may leave.
+struct Node {
+    bytes32 peerKey;
+    uint128 stake;
+    uint64 unbondAt;
+    string[] bootAddrs;
+}
+
+/// @notice A bonded node that others may dial first.
+struct BootNode {
+    address node;
+    bytes32 peerKey;
+    string[] addrs;
+}
+
 /// @notice One line of a settlement. `cumulative` covers the job up to and including the round.
 struct Leaf {
     address account;

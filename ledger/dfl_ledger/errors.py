@@ -5,6 +5,7 @@
     │   └── SpecInvalid           2   names the field of the job spec
     ├── Unreachable               3
     │   ├── ChainUnreachable      3   the RPC endpoint does not answer
+    │   │   └── RangeTooLarge     3   it does not give the events of so many blocks at once
     │   ├── PeerUnreachable       3
     │   ├── StoreUnavailable      3   the block store or the Kubo RPC does not answer
     │   ├── BlobNotFound          3   nobody we know has these bytes
@@ -74,6 +75,10 @@ class Unreachable(DflError):
 
 class ChainUnreachable(Unreachable):
     """The RPC endpoint refuses, times out, or answers with something that is not JSON-RPC."""
+
+
+class RangeTooLarge(ChainUnreachable):
+    """The RPC endpoint refuses to give the events of so many blocks at once: ask for half of them."""
 
 
 class PeerUnreachable(Unreachable):

@@ -109,6 +109,14 @@ class Ledger(Protocol):
         """Return to the requester what no round earned, once the job has ended."""
         ...
 
+    def publication(self, job: JobId, round_: int) -> tuple[Address, int] | None:
+        """Who published the round's model, and when (Unix seconds); None if nobody did."""
+        ...
+
+    def refundable_wei(self, job: JobId) -> int:
+        """What `refund` would pay now."""
+        ...
+
     # -- money ----------------------------------------------------------------------------------------
     def settle(self, settlement: Settlement) -> Receipt: ...
 

@@ -1,8 +1,15 @@
 """The peer: finds others, trains with them, stores what was made, and claims what was earned."""
 
-from importlib.metadata import PackageNotFoundError, version
+__version__: str
 
-try:
-    __version__ = version("dfl")
-except PackageNotFoundError:  # run from a bare checkout
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> str:
+    """`__version__`, read when asked for: importlib.metadata would be half of what `--help` costs."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dfl")
+    except PackageNotFoundError:  # run from a bare checkout
+        return "0+unknown"

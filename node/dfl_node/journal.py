@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfl_ledger.records import Cid, JobId
-
 from dfl_node.round import Work
 
 _SCHEMA = """

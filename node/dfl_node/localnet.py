@@ -7,7 +7,6 @@ commands that a user types; nothing reaches into a node's process.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -21,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dfl_ledger import query
-from dfl_ledger.devchain import DevChain, fund, start_dev_chain
+from dfl_ledger.devchain import DevChain, dev_chain, fund, tied_to_us
 from dfl_ledger.errors import DflError, TimedOut, UsageError
+from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, JobId
 from dfl_node.journal import Journal, RoundStats
 
@@ -66,11 +65,10 @@ class LocalNode:
 class LocalNet:
     """A context manager; leaving it ends every process it started, by its id."""
 
-    def __init__(self, root: Path, *, block_time_s: float | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
         self.nodes: list[LocalNode] = []
         self.chain: DevChain
-        self._block_time_s = block_time_s
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -80,9 +78,7 @@ class LocalNet:
         password.write_text(secrets.token_urlsafe(18))
         self._stack.callback(self.stop_nodes)
         try:
-            self.chain = self._stack.enter_context(
-                start_dev_chain(self.root / "chain", block_time_s=self._block_time_s)
-            )
+            self.chain = self._stack.enter_context(dev_chain(self.root / "chain"))
         except BaseException:
             self._stack.close()
             raise
@@ -120,7 +116,7 @@ class LocalNet:
         ]
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
-                _dfl_node(arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                tied_to_us(_dfl_node(arguments)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         node.killed = False
 
@@ -161,10 +157,13 @@ class LocalNet:
 
     def job(self, job: JobId, node: LocalNode | None = None) -> dict[str, Any] | None:
         """The job with its rounds as a node's ledger has it, None before the node heard of it."""
-        ledger = (node or self.nodes[0]).datadir / "ledger.sqlite"
-        with query.open_ledger(ledger) as rows:
+        with self.rows(node) as rows:
             found = rows.job(job)
             return None if found is None else found.to_json()
+
+    def rows(self, node: LocalNode | None = None) -> LedgerRows:
+        """A node's ledger; close it, or use it as a context manager."""
+        return LedgerRows((node or self.nodes[0]).datadir / "ledger.sqlite")
 
     def watch(
         self,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.ledger import Ledger
-
+from dfl_ledger.query import LedgerRows
 from dfl_node.journal import Journal
 from dfl_node.net.channel import Channel
 from dfl_node.store.blob_store import BlobStore
@@ -17,7 +17,8 @@ from dfl_node.train.trainer import DataConfig, Trainer
 @dataclass(frozen=True, slots=True)
 class Parts:
     ledger: Ledger
-    index: Indexer
+    index: Indexer  # writes the ledger's rows
+    rows: LedgerRows  # reads them
     store: BlobStore
     channel: Channel
     trainer: Trainer

@@ -81,6 +81,8 @@ class Aggregate:
     """Fetch the round's updates, aggregate, publish the model on chain."""
 
     round: int
+    parent: Cid
+    reveals: int  # how many updates there are; the ledger's rows may still be behind the chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,7 @@ def _wanted(state: State, now: float) -> tuple[Action, ...]:
         case Phase.REVEAL if in_time and work is not None and mine.committed and not mine.revealed:
             wanted.append(Reveal(work))
         case Phase.AGGREGATE if in_time and turn is not None and turn <= now:
-            wanted.append(Aggregate(job.round))
+            wanted.append(Aggregate(job.round, job.model, job.reveals))
         case _:
             pass
     if not job.phase.terminal and now >= _advance_at(job, state.rank):

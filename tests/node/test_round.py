@@ -145,7 +145,7 @@ def test_only_the_drawn_aggregator_aggregates_and_only_in_its_slot() -> None:
     state, actions = step(State(me=ME, trains=True), waiting, 49)
     assert actions == ()
     assert wake_at(state, 49) == 50
-    assert step(state, Tick(), 50)[1] == (Aggregate(3),)
+    assert step(state, Tick(), 50)[1] == (Aggregate(3, PARENT, 0),)
     assert asked(look(Phase.AGGREGATE, active=4, committed=True, revealed=True, turn=None), now=50) == ()
 
 

@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from dfl_ledger.errors import ChainUnreachable, DflError, Reverted
-from dfl_ledger.records import Address, Contribution, JobId, JobState, Kind, Phase
+from dfl_ledger.records import Address, Cid, Contribution, JobId, JobState, Kind, Phase
 from dfl_node import round as rounds
 from dfl_node.jobspec import JobSpec
 from dfl_node.modes.settlement import Settler
@@ -31,7 +31,17 @@ T = TypeVar("T")
 
 RPC_RETRY_S = 1.0
 # What a contract says to whoever comes second, or a moment early or late: part of life, not an error.
-RACES = frozenset({"WrongPhase", "WrongRound", "DeadlineNotReached", "DeadlinePassed", "AlreadyJoined"})
+RACES = frozenset(
+    {
+        "WrongPhase",
+        "WrongRound",
+        "DeadlineAhead",
+        "DeadlinePassed",
+        "AlreadyJoined",
+        "RoundPassed",
+        "NotYourTurn",
+    }
+)
 
 
 class DataParallelJob:
@@ -120,7 +130,9 @@ class DataParallelJob:
         ledger, me = self._parts.ledger, self._parts.ledger.address
         job = ledger.job(self.job)
         if job is None:  # a reorganisation took the job away; its next block brings it back
-            raise ChainUnreachable(f"job {self.job} is not on the chain", why="it may return with a later block")
+            raise ChainUnreachable(
+                f"job {self.job} is not on the chain", why="it may return with a later block"
+            )
         active = ledger.active_round(self.job, me)
         committed = (
             job.phase in (Phase.COMMIT, Phase.REVEAL, Phase.AGGREGATE)
@@ -131,9 +143,8 @@ class DataParallelJob:
         turn = ledger.may_aggregate_at(self.job, me) if revealed and job.phase is Phase.AGGREGATE else None
         unsettled = self._settler.unsettled(job)
         self._meter.see(job)
-        return ChainMoved(
-            job, Mine(active, committed, revealed, turn), unsettled, _refundable_wei(job, len(unsettled))
-        )
+        refundable = ledger.refundable_wei(self.job) if job.phase.terminal and job.requester == me else 0
+        return ChainMoved(job, Mine(active, committed, revealed, turn), unsettled, refundable)
 
     # -- the actions ----------------------------------------------------------------------------------
     async def _perform(self, action: rounds.Action) -> None:
@@ -146,6 +157,9 @@ class DataParallelJob:
             level("refused by the contract", job=self.job, action=_name(action), why=str(no))
         except DflError as failure:
             log.warning("action failed", job=self.job, action=_name(action), why=str(failure))
+        except Exception:
+            # A bug in one action must not take the node, its other jobs and its stake with it.
+            log.exception("bug in an action", job=self.job, action=_name(action))
         finally:
             self._report.send_nowait(outcome)
         self._news.set()
@@ -167,8 +181,8 @@ class DataParallelJob:
             case rounds.Reveal(work):
                 await in_thread(ledger.reveal, self._contribution(work), work.salt)
                 log.info("revealed", job=self.job, round=work.round, cid=str(work.cid))
-            case rounds.Aggregate(round_):
-                await self._aggregate(round_)
+            case rounds.Aggregate():
+                await self._aggregate(action)
             case rounds.Advance(round_, phase):
                 await in_thread(ledger.advance, self.job)
                 log.info("advanced an overdue phase", job=self.job, round=round_, phase=phase.name)
@@ -189,8 +203,8 @@ class DataParallelJob:
                     job=self.job,
                     round=action.round,
                     parent=parent,
-                    model=self.model,
-                    training=self.training,
+                    model=model_config(self.spec),
+                    training=training_config(self.spec),
                     data=self._parts.data[self.spec.app],
                     node_seed=_seed(me, self.job),
                 )
@@ -198,9 +212,7 @@ class DataParallelJob:
             cid = await self._parts.store.put(update.delta)
             work = Work(action.round, action.parent, cid, update.samples, os.urandom(32))
             await trio.to_thread.run_sync(
-                lambda: self._parts.journal.record(
-                    self.job, work, loss=update.loss, train_s=update.train_s
-                )
+                lambda: self._parts.journal.record(self.job, work, loss=update.loss, train_s=update.train_s)
             )
             log.info(
                 "trained",
@@ -212,32 +224,13 @@ class DataParallelJob:
             )
             self._report.send_nowait(rounds.Trained(work))
 
-    async def _aggregate(self, round_: int) -> None:
+    async def _aggregate(self, action: rounds.Aggregate) -> None:
         """Updates in the order of their reveal -> one model -> blob -> chain."""
-        aggregate = await self._settler.aggregate(round_)
-        cid = await self._parts.store.put(aggregate.model)
-        await trio.to_thread.run_sync(self._parts.ledger.publish_model, self.job, round_, cid)
-        accepted = sum(v.accepted for v in aggregate.verdicts)
-        log.info("published", job=self.job, round=round_, model=str(cid), updates=accepted)
+        cid = await self._settler.aggregate(action.round, action.parent, action.reveals)
+        await trio.to_thread.run_sync(self._parts.ledger.publish_model, self.job, action.round, cid)
+        log.info("published", job=self.job, round=action.round, model=str(cid))
 
     # -- small things ---------------------------------------------------------------------------------
-    @property
-    def model(self) -> ModelConfig:
-        return model_config(self.spec)
-
-    @property
-    def training(self) -> TrainingConfig:
-        spec = self.spec.training
-        return TrainingConfig(
-            local_steps=spec.local_steps,
-            batch_size=spec.batch_size,
-            lr=spec.lr,
-            momentum=spec.momentum,
-            optimizer=spec.optimizer,
-            seed=spec.seed,
-            max_update_bytes=spec.max_update_bytes,
-        )
-
     def _contribution(self, work: Work) -> Contribution:
         return Contribution(
             job=self.job,
@@ -277,15 +270,21 @@ def model_config(spec: JobSpec) -> ModelConfig:
     return ModelConfig(spec.model.name, spec.model.args)
 
 
+def training_config(spec: JobSpec) -> TrainingConfig:
+    return TrainingConfig(
+        local_steps=spec.training.local_steps,
+        batch_size=spec.training.batch_size,
+        lr=spec.training.lr,
+        momentum=spec.training.momentum,
+        optimizer=spec.training.optimizer,
+        seed=spec.training.seed,
+        max_update_bytes=spec.training.max_update_bytes,
+    )
+
+
 def _seed(node: Address, job: JobId) -> int:
     """31 bits that differ per node and job: two nodes with the same rows must not do the same work."""
     return int.from_bytes(hashlib.sha256(f"{node}/{job}".encode()).digest()[:4], "big") >> 1
-
-
-def _refundable_wei(job: JobState, unsettled: int) -> int:
-    """What `refund` would return now: the escrow less what is spent, refunded, or still to be settled."""
-    budget = job.terms.round_budget_wei
-    return job.terms.rounds * budget - job.spent_wei - job.refunded_wei - unsettled * budget
 
 
 def _name(action: rounds.Action) -> str:

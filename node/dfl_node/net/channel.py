@@ -74,9 +74,7 @@ class Channel(Protocol):
         """Announce to everyone subscribed. Best effort; at most 64 KiB."""
         ...
 
-    def subscribe(
-        self, topic: str
-    ) -> AbstractAsyncContextManager[AsyncIterator[tuple[PeerId, bytes]]]:
+    def subscribe(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[tuple[PeerId, bytes]]]:
         """Announcements of others (signed by their node key), while the context is open.
 
         A slow reader loses the oldest announcements, never memory.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,14 @@ class BlobInfo:
     pinned: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes of blocks and messages on the wire since the store was opened."""
+
+    sent: int
+    received: int
+
+
 class BlobStore(Protocol):
     """Files as UnixFS DAGs with CIDv1. What `put` returns has a DAG-PB root whatever the file's size, so
     that the chain can name it by 32 bytes; `get` reads any raw or UnixFS CID.
@@ -27,11 +35,14 @@ class BlobStore(Protocol):
         """Store a file. The same bytes always give the same CID."""
         ...
 
-    async def get(self, cid: Cid, *, max_bytes: int, timeout_s: float = 30.0) -> bytes:
+    async def get(
+        self, cid: Cid, *, max_bytes: int, timeout_s: float = 30.0, providers: Sequence[str] = ()
+    ) -> bytes:
         """The file's bytes, from here or from peers, checked against the CID block by block.
 
-        Raises CidMismatch for wrong bytes, BlobNotFound when nobody delivers in time, and UpdateRefused
-        when the file is larger than max_bytes (before the memory is taken).
+        `providers` are peer ids worth asking first; a store may ignore them. Raises CidMismatch for wrong
+        bytes, BlobNotFound when nobody delivers in time, and UpdateRefused when the file is larger than
+        max_bytes (before the memory is taken) or is no file.
         """
         ...
 
@@ -51,4 +62,8 @@ class BlobStore(Protocol):
 
     async def collect(self) -> int:
         """Drop every block no pin reaches; returns the bytes freed."""
+        ...
+
+    def traffic(self) -> Traffic:
+        """What this store has sent to peers and received from them."""
         ...

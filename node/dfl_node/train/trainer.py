@@ -85,7 +85,10 @@ class Evaluation:
 
 
 class Trainer(Protocol):
-    """Raises UpdateRefused for hostile files, DflError for a dead worker. Passes tests/conformance/trainer.py."""
+    """Raises UpdateRefused for hostile files, DflError for a dead worker.
+
+    Passes tests/conformance/trainer.py.
+    """
 
     async def init_model(self, model: ModelConfig, seed: int) -> bytes:
         """Fresh parameters, the same bytes for the same arguments."""
@@ -94,7 +97,12 @@ class Trainer(Protocol):
     async def train(self, assignment: Assignment) -> ModelUpdate: ...
 
     async def aggregate(
-        self, model: ModelConfig, parent: bytes, updates: Sequence[tuple[bytes, int]], *, max_update_bytes: int
+        self,
+        model: ModelConfig,
+        parent: bytes,
+        updates: Sequence[tuple[bytes, int]],
+        *,
+        max_update_bytes: int,
     ) -> Aggregate:
         """FedAvg (McMahan et al. 2017, arXiv:1602.05629): parent - sum(n_k * delta_k) / sum(n_k).
 
@@ -123,6 +131,10 @@ class Trainer(Protocol):
 
     async def evaluate(self, model: ModelConfig, parameters: bytes, data: bytes) -> Evaluation:
         """Accuracy and loss on an NPZ file with X and y."""
+        ...
+
+    async def validation_rows(self, app: str) -> bytes:
+        """An application's validation rows as an NPZ file, for a requester to publish."""
         ...
 
     async def aclose(self) -> None:

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase, Publication} from "../types/Types.sol";
+
+/// @title Jobs: escrow, rounds, and contributions by commit and reveal
+/// @notice A job goes OPEN -> COMMIT -> REVEAL -> AGGREGATE, round after round. A phase takes what belongs to it
+/// before its deadline; from the deadline on, anyone may end it with `advance`. It ends earlier once everybody
+/// expected has delivered. A round without quorum or without a model is void: it costs nothing and does not count.
+interface ITrainingJobs {
+    /// @notice A job was opened and its whole budget, rounds * roundBudget, put in escrow.
+    event JobCreated(
+        JobId indexed job,
+        address indexed requester,
+        Cid indexed spec,
+        Cid model,
+        Mode mode,
+        uint32 rounds,
+        uint32 quorum,
+        uint32 minNodes,
+        uint96 roundBudget,
+        uint96 requiredStake
+    );
+
+    /// @notice A node takes part from `round` on.
+    event NodeJoined(JobId indexed job, address indexed node, uint32 round);
+
+    /// @notice A round takes commitments, for work on `parent`, from `expected` members.
+    event RoundOpened(JobId indexed job, uint32 indexed round, Cid parent, uint32 expected, uint64 deadline);
+
+    /// @notice The job entered OPEN, COMMIT, REVEAL or AGGREGATE; `deadline` in Unix seconds.
+    event PhaseChanged(JobId indexed job, uint32 indexed round, Phase phase, uint64 deadline);
+
+    /// @notice A node bound itself to a contribution without showing it.
+    event ContributionCommitted(JobId indexed job, uint32 indexed round, address indexed node, bytes32 commitment);
+
+    /// @notice A node showed its contribution. `index` counts reveals of the round from 0.
+    event ContributionRevealed(
+        JobId indexed job,
+        uint32 indexed round,
+        address indexed node,
+        Kind kind,
+        uint32 index,
+        Cid update,
+        Cid parent,
+        uint64 samples
+    );
+
+    /// @notice A round ended with a model.
+    event ModelPublished(JobId indexed job, uint32 indexed round, address indexed aggregator, Cid model);
+
+    /// @notice A round ended in `phase` without a model.
+    event RoundVoided(JobId indexed job, uint32 indexed round, Phase phase);
+
+    /// @notice The job is COMPLETED, FAILED or CANCELLED.
+    event JobEnded(JobId indexed job, Phase phase);
+
+    /// @notice The requester wants the job to end with the current round.
+    event JobCancelRequested(JobId indexed job);
+
+    /// @notice Escrow that no round earned went back to the requester.
+    event Refunded(JobId indexed job, address indexed to, uint256 amount);
+
+    /// @notice A term of the job lies outside [least, most].
+    error TermOutOfRange(string term, uint256 value, uint256 least, uint256 most);
+
+    /// @notice No job has this number.
+    error JobUnknown(JobId job);
+
+    /// @notice The call does not belong to the phase the job is in.
+    error WrongPhase(JobId job, Phase phase);
+
+    /// @notice The job is in another round.
+    error WrongRound(JobId job, uint32 round, uint32 current);
+
+    /// @notice The phase takes nothing more; `advance` ends it.
+    error DeadlinePassed(JobId job, uint64 deadline);
+
+    /// @notice The phase cannot be ended before its deadline.
+    error DeadlineAhead(JobId job, uint64 deadline);
+
+    /// @notice Not a registered node, or one that is unbonding.
+    error NodeNotBonded(address node);
+
+    /// @notice The job asks for a higher stake.
+    error StakeTooLow(address node, uint256 stake, uint256 required);
+
+    /// @notice The node already takes part in `round`.
+    error AlreadyJoined(JobId job, address node, uint32 round);
+
+    /// @notice The node does not take part in this round.
+    error NotActive(JobId job, uint32 round, address node);
+
+    /// @notice The node has committed in this round before.
+    error AlreadyCommitted(JobId job, uint32 round, address node);
+
+    /// @notice A commitment of 0 or 1 cannot be a hash of anything.
+    error InvalidCommitment(bytes32 commitment);
+
+    /// @notice The node has nothing to reveal in this round.
+    error NotCommitted(JobId job, uint32 round, address node);
+
+    /// @notice The node has revealed in this round before.
+    error AlreadyRevealed(JobId job, uint32 round, address node);
+
+    /// @notice What is revealed is not what was committed; `computed` is its commitment.
+    error CommitmentMismatch(JobId job, uint32 round, address node, bytes32 computed);
+
+    /// @notice Only who revealed in the round may publish its model.
+    error NotAggregator(JobId job, uint32 round, address node);
+
+    /// @notice Others come first: this node may publish from `from` (Unix seconds) on.
+    error NotYourTurn(JobId job, uint32 round, address node, uint64 from);
+
+    /// @notice Only the requester may do this.
+    error NotRequester(JobId job, address caller);
+
+    /// @notice The requester asked for this before.
+    error CancelAlreadyRequested(JobId job);
+
+    /// @notice Only the reward distributor may do this.
+    error NotDistributor(address caller);
+
+    /// @notice Nothing of the escrow is free to go back.
+    error NothingToRefund(JobId job);
+
+    /// @notice The round did not end with a model (yet).
+    error RoundNotPublished(JobId job, uint32 round);
+
+    /// @notice The round, or a later one, was settled before.
+    error RoundPassed(JobId job, uint32 round, uint32 lastSettled);
+
+    /// @notice An earlier round may still be settled, until `until`, and goes first.
+    error EarlierRoundOpen(JobId job, uint32 round, uint32 earlier, uint64 until);
+
+    /// @notice The round could be settled until `until`.
+    error SettleWindowPassed(JobId job, uint32 round, uint64 until);
+
+    /// @notice Neither this round's publisher nor, from `othersFrom` on, one who revealed in it.
+    error NotSettler(JobId job, uint32 round, address account, uint64 othersFrom);
+
+    /// @notice The sum of cumulative rewards lies outside what earlier rounds paid plus one round's budget.
+    error TotalOutOfRange(JobId job, uint256 total, uint256 least, uint256 most);
+
+    /// @notice Opens a job; pulls rounds * roundBudget wei of VNX, which the caller must have approved.
+    function createJob(JobTerms calldata terms) external returns (JobId job);
+
+    /// @notice Takes part: in OPEN in the current round, else from the next one on.
+    function join(JobId job) external;
+
+    /// @notice Binds the caller to a contribution to the current round.
+    /// @param commitment keccak256(abi.encode(uint64 job, uint32 round, bytes32 parent, bytes32 update, uint8 kind,
+    /// uint64 samples, address node, bytes32 salt)), where parent is the job's current model
+    function commit(JobId job, uint32 round, bytes32 commitment) external;
+
+    /// @notice Shows what the caller committed to, and makes it a member of the next round.
+    function reveal(JobId job, uint32 round, Kind kind, Cid update, uint64 samples, bytes32 salt) external;
+
+    /// @notice Ends the round with a model. The drawn contributor may from the start of AGGREGATE, the next ones in
+    /// line a quarter of the window later each.
+    function publishModel(JobId job, uint32 round, Cid model) external;
+
+    /// @notice Ends a phase whose deadline has come. Anyone may.
+    function advance(JobId job) external;
+
+    /// @notice Ends the caller's job: at once while its first round is OPEN, else with the current round.
+    function cancel(JobId job) external;
+
+    /// @notice Pays back to the requester what no round earned or can still earn. Anyone may, again and again.
+    function refund(JobId job) external returns (uint256 amount);
+
+    /// @notice Moves a settled round's money to the distributor, which alone may call.
+    /// @param settler who settles: the round's publisher, or in the second half of the window one who revealed in it
+    /// @param total the job's cumulative rewards up to and including this round, in wei
+    /// @return amount what was moved: total minus what earlier rounds paid
+    /// @return claimableAt Unix seconds when the challenge window ends
+    function release(
+        JobId job,
+        uint32 round,
+        address settler,
+        uint128 total
+    ) external returns (uint128 amount, uint64 claimableAt);
+
+    /// @notice How many jobs there are; they are numbered from 1.
+    function jobCount() external view returns (uint64);
+
+    /// @notice A job as it stands; phase None if unknown.
+    function job(JobId id) external view returns (JobState memory);
+
+    /// @notice The round a node may commit in, 0 if it never joined.
+    function activeRound(JobId job, address node) external view returns (uint32);
+
+    /// @notice True once a node's commitment, or what it revealed, is recorded for the round.
+    function committed(JobId job, uint32 round, address node) external view returns (bool);
+
+    /// @notice True once a node revealed its contribution to the round.
+    function revealed(JobId job, uint32 round, address node) external view returns (bool);
+
+    /// @notice Unix seconds from which the node may publish the current round's model, 0 if never.
+    function mayAggregateAt(JobId job, address node) external view returns (uint64);
+
+    /// @notice Who published a round's model, and when; all zero if nobody did.
+    function publication(JobId job, uint32 round) external view returns (Publication memory);
+
+    /// @notice Wei of the job's escrow that `refund` would pay back now.
+    function refundable(JobId job) external view returns (uint256);
+
+    /// @notice The contract that settles rounds and pays rewards.
+    function distributor() external view returns (address);
+}

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {RewardDistributor} from "../RewardDistributor.sol";
+import {TrainingJobs} from "../TrainingJobs.sol";
+import {VnxToken} from "../VnxToken.sol";
+import {Cid, JobId, JobState, JobTerms, Kind, Leaf, Phase, ProofStep} from "../types/Types.sol";
+import {Steps, Trees} from "./Fixture.t.sol";
+import {bound, vm} from "./Vm.t.sol";
+
+/// @notice Plays a few jobs at random: nodes that come late, stay silent, settle what they like, claim or not.
+contract Players is Steps {
+    uint256 internal constant NODES = 4;
+    uint64 internal constant JOBS = 3;
+
+    /// @notice What a settlement of a round paid, all to one leaf.
+    mapping(uint64 job => mapping(uint32 round => Leaf)) private leaves;
+
+    /// @notice Set if a phase could not be ended at its deadline, or an ended job could.
+    bool public stuck;
+
+    /// @notice Set if a call went through that had to be refused.
+    bool public fooled;
+
+    constructor() {
+        deploy();
+        for (uint256 i = 0; i < NODES; ++i) register(nodeAt(i), STAKE);
+        for (uint64 i = 0; i < JOBS; ++i) create(jobTerms());
+    }
+
+    function contracts() external view returns (VnxToken, TrainingJobs, RewardDistributor) {
+        return (token, jobs, distributor);
+    }
+
+    /// @notice Moves a job on, if `actor` can.
+    function act(uint256 seed, uint256 actor, uint256 wait) external {
+        (JobId job, JobState memory state) = pick(seed);
+        address node = nodeAt(actor % NODES);
+        vm.warp(block.timestamp + (wait % 4));
+        uint32 round = state.round;
+        vm.prank(node);
+        if (state.phase == Phase.Open) {
+            try jobs.join(job) {} catch {}
+        } else if (state.phase == Phase.Commit) {
+            bytes32 commitment = commitmentOfNow(job, round, node, state.model);
+            try jobs.commit(job, round, commitment) {} catch {}
+        } else if (state.phase == Phase.Reveal) {
+            try jobs.reveal(job, round, Kind.Update, updateOf(round, node), 64, SALT) {} catch {}
+        } else {
+            try jobs.publishModel(job, round, modelOf(round)) {} catch {}
+        }
+    }
+
+    /// @notice A few phases in which all nodes do what is wanted, but for one now and then.
+    function actTogether(uint256 seed, uint256 absent, uint256 phases) external {
+        for (uint256 step = 0; step < 1 + (phases % 8); ++step) {
+            uint256 skipped = (absent >> (8 * step)) % (4 * NODES);
+            for (uint256 i = 0; i < NODES; ++i) {
+                if (i != skipped) this.act(seed, i, 0);
+            }
+            // In AGGREGATE the drawn one may have been the one skipped: let the others have their turn.
+            vm.warp(block.timestamp + 5);
+        }
+    }
+
+    function joinLate(uint256 seed, uint256 actor) external {
+        (JobId job, ) = pick(seed);
+        vm.prank(nodeAt(actor % NODES));
+        try jobs.join(job) {} catch {}
+    }
+
+    /// @notice Lets the deadline come: whatever the phase, `advance` ends it.
+    function timeOut(uint256 seed, uint256 actor) external {
+        (JobId job, JobState memory before) = pick(seed);
+        bool ended = before.phase >= Phase.Completed;
+        if ((seed >> 8) % 2 == 0) return;
+        if (!ended && block.timestamp < before.deadline) vm.warp(before.deadline);
+        vm.prank(nodeAt(actor % NODES));
+        try jobs.advance(job) {
+            JobState memory state = jobs.job(job);
+            if (ended || (state.phase == before.phase && state.round == before.round)) stuck = true;
+        } catch {
+            if (!ended) stuck = true;
+        }
+    }
+
+    function cancel(uint256 seed) external {
+        (JobId job, ) = pick(seed);
+        if ((seed >> 8) % 8 != 0) return;
+        vm.prank(requester);
+        try jobs.cancel(job) {} catch {}
+    }
+
+    function settle(uint256 seed, uint256 actor, uint128 more) external {
+        (JobId job, JobState memory state) = pick(seed);
+        uint32 round = seed % 4 == 0 ? uint32(bound(seed >> 8, 0, state.round)) : nextToSettle(job, state.round);
+        uint128 total = state.spent + uint128(bound(more, 0, 2 * uint256(BUDGET)));
+        Leaf memory leaf = Leaf(nodeAt(actor % NODES), actor % 2, 0, total, total);
+        bytes32 root = Trees.hashLeaf(leaf);
+        vm.prank(more % 2 == 0 ? nodeAt(actor % NODES) : jobs.publication(job, round).publisher);
+        try distributor.settle(job, round, root, total, SPEC) {
+            leaves[JobId.unwrap(job)][round] = leaf;
+            if (total > state.spent + BUDGET) fooled = true;
+        } catch {}
+    }
+
+    function claim(uint256 seed, uint256 wait, uint128 greed) external {
+        (JobId job, JobState memory state) = pick(seed);
+        uint32 round = uint32(bound(seed, 0, state.round));
+        Leaf memory leaf = leaves[JobId.unwrap(job)][round];
+        bool forged = greed % 4 == 0;
+        if (forged) leaf.cumulative += 1 + greed;
+        vm.warp(block.timestamp + (wait % 60));
+        try distributor.claim(job, round, leaf, new ProofStep[](0)) {
+            if (forged) fooled = true;
+        } catch {}
+    }
+
+    function refund(uint256 seed, uint256 wait) external {
+        (JobId job, JobState memory state) = pick(seed);
+        vm.warp(block.timestamp + (wait % 60));
+        try jobs.refund(job) {
+            if (state.phase < Phase.Completed) fooled = true;
+        } catch {}
+    }
+
+    /// @dev The first published round without a settlement, else the current one.
+    function nextToSettle(JobId job, uint32 current) private view returns (uint32) {
+        for (uint32 round = 1; round < current; ++round) {
+            bool published_ = jobs.publication(job, round).publisher != address(0);
+            if (published_ && distributor.settlement(job, round).claimableAt == 0) return round;
+        }
+        return current;
+    }
+
+    function pick(uint256 seed) private view returns (JobId job, JobState memory state) {
+        job = JobId.wrap(uint64(1 + (seed % JOBS)));
+        state = jobs.job(job);
+    }
+
+    function commitmentOfNow(JobId job, uint32 round, address node, Cid parent) private pure returns (bytes32) {
+        return keccak256(abi.encode(job, round, parent, updateOf(round, node), Kind.Update, uint64(64), node, SALT));
+    }
+
+    function jobTerms() private pure returns (JobTerms memory t) {
+        t = terms();
+        t.minNodes = 2;
+        t.rounds = 4;
+        t.settleWindow = 900;
+        t.challengeWindow = 20;
+    }
+}
+
+/// @notice What holds after whatever the players did.
+contract InvariantsTest {
+    uint64 private constant JOBS = 3;
+    uint256 private constant NODES = 4;
+
+    Players private players;
+    VnxToken private token;
+    TrainingJobs private jobs;
+    RewardDistributor private distributor;
+
+    function setUp() public {
+        players = new Players();
+        (token, jobs, distributor) = players.contracts();
+    }
+
+    function targetContracts() public view returns (address[] memory targets) {
+        targets = new address[](1);
+        targets[0] = address(players);
+    }
+
+    function invariant_escrow_is_never_over_spent() public view {
+        uint256 held = 0;
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobState memory state = jobs.job(JobId.wrap(i));
+            uint256 escrow = uint256(state.terms.rounds) * state.terms.roundBudget;
+            vm.assertLe(state.spent + state.refunded, escrow);
+            vm.assertLe(state.spent, uint256(state.completed) * state.terms.roundBudget);
+            held += escrow - state.spent - state.refunded;
+        }
+        vm.assertEq(token.balanceOf(address(jobs)), held);
+    }
+
+    function invariant_claims_never_exceed_settlements() public view {
+        uint256 unclaimed = 0;
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobId job = JobId.wrap(i);
+            uint256 left = distributor.unclaimed(job);
+            vm.assertLe(left, jobs.job(job).spent);
+            unclaimed += left;
+        }
+        vm.assertEq(token.balanceOf(address(distributor)), unclaimed);
+    }
+
+    function invariant_a_phase_can_always_be_ended_after_its_deadline() public view {
+        vm.assertFalse(players.stuck());
+    }
+
+    function invariant_nothing_goes_through_that_must_not() public view {
+        vm.assertFalse(players.fooled());
+    }
+
+    function invariant_no_more_members_deliver_than_are_expected() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobState memory state = jobs.job(JobId.wrap(i));
+            vm.assertLe(state.reveals, state.commits);
+            vm.assertLe(state.commits, state.expected);
+            vm.assertLe(state.expected, NODES);
+        }
+    }
+}

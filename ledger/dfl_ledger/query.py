@@ -1,0 +1,344 @@
+"""What the ledger says: who contributed what, what it was worth, what was paid. Reads the indexer's database.
+
+Works whether or not a node runs on it. Rows are frozen and have `to_json()`: plain JSON with EIP-55
+addresses, CIDs as text and wei as decimal strings.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dfl_ledger import schema
+from dfl_ledger.errors import UsageError
+from dfl_ledger.merkle import SumTree
+from dfl_ledger.records import Address, Cid, JobId, Kind, Leaf, Phase, Settlement
+from dfl_ledger.rows import (
+    Claimable,
+    ClaimRow,
+    ContributionRow,
+    Earnings,
+    IndexState,
+    JobRow,
+    NodeRow,
+    RoundRow,
+    SettlementRow,
+    read_contribution,
+    read_job,
+    read_node,
+    read_rounds,
+    read_settlement,
+)
+
+__all__ = [
+    "ClaimRow",
+    "Claimable",
+    "ContributionRow",
+    "Earnings",
+    "IndexState",
+    "JobRow",
+    "LedgerRows",
+    "NodeRow",
+    "RoundRow",
+    "SettlementRow",
+    "open_ledger",
+]
+
+_CONTRIBUTION_ID = re.compile(r"(\d{1,18})\.(\d{1,18})\.(\d{1,18})", re.ASCII)
+
+
+def open_ledger(path: Path) -> LedgerRows:
+    """Raises NodeNotRunning if there is no ledger yet, UsageError if the file is something else."""
+    return LedgerRows(path)
+
+
+class LedgerRows:
+    """Reads a ledger's database; usable from any thread. Raises StoreUnavailable if SQLite cannot read."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = schema.open_to_read(path)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> LedgerRows:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        """One state of the database for all that is read inside."""
+        with self._lock, schema.transaction(self._db, write=False):
+            yield self._db
+
+    # -- contributions --------------------------------------------------------------------------------
+    def contributions(
+        self,
+        node: str | None = None,
+        job: int | None = None,
+        round_: int | None = None,
+        kind: Kind | str | None = None,
+        limit: int | None = 1000,
+    ) -> tuple[ContributionRow, ...]:
+        """The newest `limit` (None: all) that match, in chain order. Raises UsageError for no such kind."""
+        if isinstance(kind, str):
+            kind = _kind(kind)
+        wanted = {"node": node, "job": job, "round": round_, "kind": kind}
+        wanted = {column: value for column, value in wanted.items() if value is not None}
+        where = " AND ".join(f"{column} = ?" for column in wanted) or "TRUE"
+        index, order = _plan(wanted)
+        with self._read() as db:
+            rows = db.execute(
+                f"{_SELECT_CONTRIBUTIONS} {index} WHERE {where} ORDER BY {order} LIMIT ?",
+                (*wanted.values(), -1 if limit is None else limit),
+            ).fetchall()
+        return tuple(read_contribution(row) for row in reversed(rows))
+
+    def contribution(self, id_: str) -> ContributionRow | None:
+        """By JOB.ROUND.INDEX. Raises UsageError if `id_` is not of this form."""
+        match = _CONTRIBUTION_ID.fullmatch(id_)
+        if match is None:
+            raise UsageError(
+                f"{id_!r:.60} is not a contribution",
+                why="it is named JOB.ROUND.INDEX, like 1.3.0",
+                help_command="dfl-node ledger query",
+            )
+        with self._read() as db:
+            row = db.execute(
+                f"{_SELECT_CONTRIBUTIONS} WHERE job = ? AND round = ? AND idx = ?",
+                tuple(map(int, match.groups())),
+            ).fetchone()
+        return None if row is None else read_contribution(row)
+
+    def revealed(self, job: int, round_: int) -> tuple[ContributionRow, ...]:
+        """Every contribution of a round in the order of reveal."""
+        return self.contributions(job=job, round_=round_, limit=None)
+
+    # -- jobs and rounds ------------------------------------------------------------------------------
+    def jobs(self) -> tuple[JobRow, ...]:
+        """Every job, oldest first."""
+        with self._read() as db:
+            return tuple(read_job(row) for row in db.execute(f"{_SELECT_JOBS} ORDER BY job").fetchall())
+
+    def job(self, job: int) -> JobRow | None:
+        """One job with its rounds."""
+        with self._read() as db:
+            row = db.execute(f"{_SELECT_JOBS} WHERE job = ?", (job,)).fetchone()
+            if row is None:
+                return None
+            rounds = db.execute(f"{_SELECT_ROUNDS} WHERE r.job = ? ORDER BY r.round", (job,)).fetchall()
+        return read_job(row, read_rounds(rounds))
+
+    def open_jobs(self) -> tuple[JobId, ...]:
+        """Jobs that have not ended, oldest first."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT job FROM jobs WHERE phase < ? ORDER BY job", (int(Phase.COMPLETED),)
+            ).fetchall()
+        return tuple(JobId(job) for (job,) in rows)
+
+    def models(self, job: int, round_: int) -> tuple[Cid, Cid]:
+        """A published round's parent and model. Raises UsageError if it was not published."""
+        with self._read() as db:
+            row = db.execute(
+                "SELECT parent, model FROM rounds WHERE job = ? AND round = ? AND model IS NOT NULL",
+                (job, round_),
+            ).fetchone()
+        if row is None:
+            raise UsageError(
+                f"job {job} round {round_} has no model",
+                why="the ledger knows of no publication",
+                help_command=f"dfl-node job status {job}",
+            )
+        return Cid.parse(row[0]), Cid.parse(row[1])
+
+    def unsettled_rounds(self, job: int) -> tuple[int, ...]:
+        """Published rounds without a settlement, oldest first."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT round FROM rounds WHERE job = ? AND published_block IS NOT NULL "
+                "AND settled_block IS NULL ORDER BY round",
+                (job,),
+            ).fetchall()
+        return tuple(round_ for (round_,) in rows)
+
+    # -- money ----------------------------------------------------------------------------------------
+    def settlements(self, job: int) -> list[dict[str, Any]]:
+        """Every settlement of a job with its leaves, oldest first, as plain JSON."""
+        with self._read() as db:
+            rows = db.execute(f"{_SELECT_SETTLEMENTS} WHERE job = ? ORDER BY round", (job,)).fetchall()
+            return [read_settlement(row, _leaves(db, job, row[1])).to_json() for row in rows]
+
+    def leaves(self, job: int, round_: int) -> tuple[Leaf, ...]:
+        """A settlement's leaves; none before its evidence was checked."""
+        with self._read() as db:
+            return _leaves(db, job, round_)
+
+    def settled_before(self, job: int, round_: int) -> Settlement | None:
+        """The job's last settlement of a round before this one."""
+        with self._read() as db:
+            row = db.execute(
+                f"{_SELECT_SETTLEMENTS} WHERE job = ? AND round < ? ORDER BY round DESC LIMIT 1",
+                (job, round_),
+            ).fetchone()
+        if row is None:
+            return None
+        found = read_settlement(row, ())
+        return Settlement(found.job, found.round, found.root, found.total_wei, Cid.parse(found.evidence))
+
+    def claimable(self, account: str, now: int) -> tuple[Claimable, ...]:
+        """What can be claimed at `now` (Unix seconds of the chain): one a job and asset, the newest leaf."""
+        with self._read() as db:
+            return _claimable(db, account, now)
+
+    def claims(self, account: str) -> tuple[ClaimRow, ...]:
+        """Every payment to an account, in chain order."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT job, round, account, asset, amount_wei, tx, block FROM claims "
+                "WHERE account = ? ORDER BY seq",
+                (account,),
+            ).fetchall()
+        return tuple(
+            ClaimRow(JobId(job), round_, Address(to), int(asset), int(amount), tx, block)
+            for job, round_, to, asset, amount, tx, block in rows
+        )
+
+    def earnings(self, account: str) -> Earnings:
+        """What an account earned, was paid, and has left to claim once the challenge windows have passed."""
+        with self._read() as db:
+            newest = db.execute(
+                "SELECT cumulative_wei, max(round) FROM leaves WHERE account = ? GROUP BY job, asset",
+                (account,),
+            ).fetchall()
+            return Earnings(
+                account=Address(account),
+                earned_wei=sum(int(cumulative) for cumulative, _ in newest),
+                claimed_wei=sum(_claimed(db, account).values()),
+                claimable=_claimable(db, account, None),
+            )
+
+    # -- nodes and the index itself -------------------------------------------------------------------
+    def nodes(self) -> tuple[NodeRow, ...]:
+        """Every node that ever registered, by address."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT node, peer_key, stake_wei, unbond_at, boot_addrs, state, registered_block "
+                "FROM nodes ORDER BY node"
+            ).fetchall()
+        return tuple(read_node(row) for row in rows)
+
+    def indexed_block(self) -> int:
+        """The newest block whose events are here."""
+        return self.index_state().indexed_block
+
+    def index_state(self) -> IndexState:
+        with self._read() as db:
+            meta = schema.read_meta(db)
+            missing = db.execute("SELECT count(*) FROM settlements WHERE verified = 0").fetchone()[0]
+        return IndexState(
+            chain_id=int(meta["chain_id"]),
+            deployment_key=meta["deployment_key"],
+            start_block=int(meta["start_block"]),
+            indexed_block=int(meta["next_block"]) - 1,
+            missing_evidence=missing,
+        )
+
+
+# -- SQL --------------------------------------------------------------------------------------------------
+_SELECT_CONTRIBUTIONS = (
+    "SELECT job, round, idx, node, kind, cid, parent, samples, score, reward_wei, accepted, why, tx, block "
+    "FROM contributions"
+)
+_SELECT_JOBS = (
+    "SELECT job, requester, spec, model, mode, phase, round, completed, rounds, quorum, min_nodes, "
+    "round_budget_wei, required_stake_wei, refunded_wei, cancel_requested, deadline, created_block, "
+    "ended_block, tx, "
+    "(SELECT total_wei FROM settlements s WHERE s.job = jobs.job ORDER BY s.round DESC LIMIT 1), "
+    "(SELECT sum(contributions) FROM rounds r WHERE r.job = jobs.job) FROM jobs"
+)
+_SELECT_ROUNDS = (
+    "SELECT r.round, parent, model, aggregator, expected, commits, contributions, opened_block, "
+    "published_block, voided_block, settled_block, evidence, claimable_at, total_wei "
+    "FROM rounds r LEFT JOIN settlements s ON s.job = r.job AND s.round = r.round"
+)
+_SELECT_SETTLEMENTS = (
+    "SELECT job, round, settler, root, total_wei, evidence, claimable_at, tx, block FROM settlements"
+)
+
+
+def _plan(wanted: Mapping[str, object]) -> tuple[str, str]:
+    """Which index to use, and chain order backwards as that index gives it without sorting.
+
+    Said here because the planner has no statistics: it may take the index of `kind`, which most rows share.
+    """
+    backwards = "seq DESC"
+    match ("node" in wanted, "job" in wanted, "round" in wanted, "kind" in wanted):
+        case (False, True, _, _) | (True, True, True, _):
+            return "INDEXED BY contributions_by_job", "round DESC, idx DESC"
+        case (True, True, False, _):
+            return "INDEXED BY contributions_by_node_job", backwards
+        case (True, False, _, _):
+            return "INDEXED BY contributions_by_node", backwards
+        case (False, False, True, _):
+            return "INDEXED BY contributions_by_round", backwards
+        case (False, False, False, True):
+            return "INDEXED BY contributions_by_kind", backwards
+        case _:
+            return "NOT INDEXED", backwards
+
+
+def _kind(name: str) -> Kind:
+    try:
+        return Kind[name.upper()]
+    except KeyError:
+        known = ", ".join(kind.name.lower() for kind in Kind)
+        raise UsageError(f"{name!r:.40} is not a kind of contribution", why=f"known are {known}") from None
+
+
+def _leaves(db: sqlite3.Connection, job: int, round_: int) -> tuple[Leaf, ...]:
+    rows = db.execute(
+        "SELECT account, asset, score, reward_wei, cumulative_wei FROM leaves WHERE job = ? AND round = ?",
+        (job, round_),
+    ).fetchall()
+    return tuple(Leaf(Address(row[0]), *map(int, row[1:])) for row in rows)
+
+
+def _claimed(db: sqlite3.Connection, account: str) -> dict[tuple[int, int], int]:
+    """(job, asset) -> wei paid so far."""
+    paid: dict[tuple[int, int], int] = {}
+    rows = db.execute("SELECT job, asset, amount_wei FROM claims WHERE account = ?", (account,)).fetchall()
+    for job, asset, amount in rows:
+        key = (job, int(asset))
+        paid[key] = paid.get(key, 0) + int(amount)
+    return paid
+
+
+def _claimable(db: sqlite3.Connection, account: str, now: int | None) -> tuple[Claimable, ...]:
+    """`now` None: whatever its challenge window."""
+    # of columns outside max() SQLite gives those of the row that holds the maximum
+    newest = db.execute(
+        "SELECT l.job, asset, cumulative_wei, max(l.round) FROM leaves l "
+        "JOIN settlements s ON s.job = l.job AND s.round = l.round "
+        "WHERE account = ? AND (? IS NULL OR claimable_at <= ?) GROUP BY l.job, asset",
+        (account, now, now),
+    ).fetchall()
+    paid = _claimed(db, account)
+    claimable = []
+    for job, asset, cumulative, round_ in newest:
+        amount_wei = int(cumulative) - paid.get((job, int(asset)), 0)
+        if amount_wei <= 0:
+            continue
+        tree = SumTree(_leaves(db, job, round_))
+        index = tree.index_of(Address(account), int(asset))
+        claimable.append(Claimable(job, round_, tree.leaves[index], tree.proof(index), amount_wei))
+    return tuple(claimable)

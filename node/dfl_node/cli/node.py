@@ -1,0 +1,84 @@
+"""`dfl-node status` and `dfl-node peers`: what the running node sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dfl_ledger.errors import NodeNotRunning
+from dfl_node.cli.common import datadir_option, timeout_option
+from dfl_node.cli.output import Result, command_output, fields, note, table
+from dfl_node.datadir import last_peers
+
+
+@click.command()
+@datadir_option
+@timeout_option(15.0)
+@command_output
+def status(datadir: Path, timeout_s: float) -> Result:
+    """Show the node that runs on the data directory."""
+    from dfl_node.api.client import NodeClient
+
+    with NodeClient(datadir, timeout_s=timeout_s) as node:
+        found = node.status()
+    return Result(found, _status_text(found))
+
+
+def _status_text(found: Mapping[str, Any]) -> str:
+    chain = found.get("chain")
+    chain = chain if isinstance(chain, dict) else {}
+    addresses, peers_, jobs = (_list(found.get(name)) for name in ("multiaddrs", "peers", "jobs"))
+    return fields(
+        {
+            "address": found.get("address"),
+            "peer id": found.get("peer_id"),
+            "listens on": ("\n" + " " * 14).join(map(str, addresses)) or None,
+            "http": found.get("http_url"),
+            "roles": ", ".join(map(str, _list(found.get("roles")))) or None,
+            "reachability": _reach(found.get("reachability")),
+            "peers": len(peers_),
+            "chain": f"{chain.get('id')}, head {chain.get('head')}, indexed to {chain.get('indexed')}",
+            "jobs": len(jobs),
+            "version": found.get("version"),
+        }
+    )
+
+
+def _reach(told: object) -> str | None:
+    return f"{told.get('state')}: {told.get('why')}" if isinstance(told, dict) else None
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+@click.command()
+@datadir_option
+@timeout_option(15.0)
+@command_output
+def peers(datadir: Path, timeout_s: float) -> Result:
+    """Show the connected peers: who, how found, latency.
+
+    Of a stopped node, the ones it saw last.
+    """
+    from dfl_node.api.client import NodeClient
+
+    try:
+        with NodeClient(datadir, timeout_s=timeout_s) as node:
+            found = node.peers()
+        running = True
+    except NodeNotRunning as stopped:
+        note(f"{stopped.what}: these are the peers it saw last")
+        found = [{**peer, "last_seen": True} for peer in last_peers(datadir)]
+        running = False
+    rows = [(p.get("peer_id"), p.get("address"), p.get("found_by"), _ms(p.get("latency_ms"))) for p in found]
+    return Result(
+        {"running": running, "peers": found}, table(("PEER", "WALLET", "FOUND BY", "LATENCY"), rows)
+    )
+
+
+def _ms(value: object) -> str | None:
+    return f"{value:.1f} ms" if isinstance(value, int | float) else None

@@ -1,0 +1,262 @@
+"""From a round's revealed updates to its model, and from its model to what everyone earned.
+
+Both are recomputable: the updates are named by CIDs on chain, their order is that of the reveals, and the
+arithmetic is fixed, so that any node that fetches the same files derives the same model and the same leaves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from dfl_ledger import evidence
+from dfl_ledger.errors import (
+    BlobNotFound,
+    CidMismatch,
+    DflError,
+    TimedOut,
+    UpdateRefused,
+    VerificationFailed,
+)
+from dfl_ledger.evidence import Evidence, EvidenceEntry
+from dfl_ledger.query import ContributionRow
+from dfl_ledger.records import Address, Cid, JobId, JobState, Leaf
+from dfl_node.jobspec import JobSpec
+from dfl_node.parts import Parts
+from dfl_node.round import Unsettled
+from dfl_node.train.trainer import ModelConfig, Verdict
+
+log = structlog.get_logger(__name__)
+
+MAX_VALIDATION_BYTES = 64 * 1024 * 1024
+MAX_EXACT_SHAPLEY = 8  # contributors: 2^n models are evaluated
+FETCH_S = 20.0
+ROWS_S, ROWS_LOOK_S = 10.0, 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """A round's updates in the order of their reveal."""
+
+    rows: tuple[ContributionRow, ...]
+    updates: tuple[bytes, ...]  # empty where `refused` says why
+    refused: tuple[str, ...]  # empty text where nothing speaks against the update so far
+
+    def weighted(self) -> list[tuple[bytes, int]]:
+        """Every update with its weight, refused ones included so that places stay the same."""
+        return [
+            (update, row.samples)
+            for row, update, why in zip(self.rows, self.updates, self.refused, strict=True)
+            if not why
+        ]
+
+    def spread(self, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
+        """The verdicts on `weighted()`, put back in the places of the whole round."""
+        inspected = iter(verdicts)
+        return tuple(Verdict(False, why) if why else next(inspected) for why in self.refused)
+
+
+class Settler:
+    """Aggregates and settles the rounds of one job."""
+
+    def __init__(self, job: JobId, spec: JobSpec, parts: Parts) -> None:
+        self._job = job
+        self._spec = spec
+        self._parts = parts
+        self._model = ModelConfig(spec.model.name, spec.model.args)
+        self._publications: dict[int, tuple[Address, int]] = {}
+        self._own: dict[int, tuple[Cid, tuple[Verdict, ...]]] = {}  # round -> the model we made of it
+
+    # -- what is due ----------------------------------------------------------------------------------
+    def unsettled(self, job: JobState) -> tuple[Unsettled, ...]:
+        """Published rounds without a settlement whose window is still open, oldest first. Blocks."""
+        window_s, me = job.terms.settle_window_s, self._parts.ledger.address
+        due: list[Unsettled] = []
+        waiting = self._parts.rows.unsettled_rounds(self._job)
+        now = self._parts.ledger.now() if waiting else 0
+        for round_ in waiting:
+            if round_ not in self._publications:
+                found = self._parts.ledger.publication(self._job, round_)
+                if found is None:
+                    continue
+                self._publications[round_] = found
+            publisher, at = self._publications[round_]
+            until = at + window_s - 1
+            if now > until:
+                continue
+            # The publisher has the first half of the window to itself, then whoever revealed in the round.
+            if publisher == me:
+                since = at
+            elif self._parts.rows.contributions(node=me, job=self._job, round_=round_):
+                since = at + window_s // 2
+            else:
+                since = until + 1
+            due.append(Unsettled(round_, since, until))
+        return tuple(due)
+
+    # -- the model ------------------------------------------------------------------------------------
+    async def aggregate(self, round_: int, parent: Cid, reveals: int) -> Cid:
+        """Make the round's model of all `reveals` updates and store it.
+
+        Raises DflError when the parent cannot be had, TimedOut when the ledger's rows stay behind the chain.
+        """
+        await self._rows_complete(round_, reveals)
+        revealed = await self._revealed(round_)
+        return (await self._aggregate(round_, revealed, await self._parent(parent)))[0]
+
+    async def _aggregate(
+        self, round_: int, revealed: Revealed, parent: bytes
+    ) -> tuple[Cid, tuple[Verdict, ...]]:
+        result = await self._parts.trainer.aggregate(
+            self._model,
+            parent,
+            revealed.weighted(),
+            max_update_bytes=self._spec.training.max_update_bytes,
+        )
+        verdicts = revealed.spread(result.verdicts)
+        for row, verdict in zip(revealed.rows, verdicts, strict=True):
+            if not verdict.accepted:
+                log.warning(
+                    "update refused", job=self._job, contribution=row.id, node=row.node, why=verdict.why
+                )
+        self._own[round_] = await self._parts.store.put(result.model), verdicts
+        return self._own[round_]
+
+    async def _rows_complete(self, round_: int, reveals: int) -> None:
+        with trio.move_on_after(ROWS_S):
+            while len(await trio.to_thread.run_sync(self._parts.rows.revealed, self._job, round_)) < reveals:
+                await trio.sleep(ROWS_LOOK_S)
+            return
+        raise TimedOut(f"the ledger lacks updates of job {self._job} round {round_}", why="the index lags")
+
+    async def _parent(self, cid: Cid) -> bytes:
+        return await self._parts.store.get(cid, max_bytes=self._spec.training.max_update_bytes)
+
+    async def _revealed(self, round_: int) -> Revealed:
+        """Fetch every revealed update at once; one that cannot be had or is too large is refused."""
+        rows = await trio.to_thread.run_sync(self._parts.rows.revealed, self._job, round_)
+        spec = self._spec.training
+        updates, refused = [b""] * len(rows), [""] * len(rows)
+
+        async def fetch(place: int, row: ContributionRow) -> None:
+            if row.samples > spec.local_steps * spec.batch_size:
+                refused[place] = f"declares {row.samples} samples, more than the job's steps can process"
+                return
+            try:
+                updates[place] = await self._parts.store.get(
+                    Cid.parse(row.cid),
+                    max_bytes=spec.max_update_bytes,
+                    timeout_s=FETCH_S,
+                    providers=self._peer_ids(Address(row.node)),
+                )
+            except BlobNotFound:
+                refused[place] = f"nobody delivered it within {FETCH_S:g} s"
+            except (CidMismatch, UpdateRefused) as bad:
+                refused[place] = bad.why or bad.what
+
+        async with trio.open_nursery() as nursery:
+            for place, row in enumerate(rows):
+                nursery.start_soon(fetch, place, row)
+        return Revealed(tuple(rows), tuple(updates), tuple(refused))
+
+    def _peer_ids(self, node: Address) -> tuple[str, ...]:
+        return tuple(p.peer_id for p in self._parts.channel.peers() if p.address == node)
+
+    # -- the money ------------------------------------------------------------------------------------
+    async def settle(self, round_: int) -> None:
+        """Score the round, publish the evidence, and put the root of its leaves on chain.
+
+        Raises VerificationFailed when the published model is not what its updates give: such a round is not
+        ours to vouch for.
+        """
+        found = await self.evidence(round_)
+        cid = await self._parts.store.put(found.encode())
+        await trio.to_thread.run_sync(self._parts.ledger.settle, found.settlement(cid))
+        await trio.to_thread.run_sync(self._parts.index.add_evidence, found, cid)
+        paid = sum(leaf.reward_wei for leaf in found.leaves)
+        log.info("settled", job=self._job, round=round_, evidence=str(cid), paid_wei=str(paid))
+
+    async def evidence(self, round_: int) -> Evidence:
+        """Recompute everything a settlement of this round must say."""
+        parent_cid, model_cid = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
+        revealed = await self._revealed(round_)
+        parent = await self._parent(parent_cid)
+        ours, verdicts = self._own.get(round_) or await self._aggregate(round_, revealed, parent)
+        if ours != model_cid:
+            raise VerificationFailed(
+                f"the model of job {self._job} round {round_} is not what its updates give",
+                why=f"published {model_cid}, recomputed {ours}",
+            )
+        scores, method = await self._scores(revealed, parent)
+        entries = tuple(
+            EvidenceEntry(
+                node=Address(row.node),
+                index=place,
+                cid=Cid.parse(row.cid),
+                samples=row.samples,
+                accepted=verdict.accepted,
+                why=verdict.why,
+                score=score if verdict.accepted else 0,
+            )
+            for place, (row, verdict, score) in enumerate(zip(revealed.rows, verdicts, scores, strict=True))
+        )
+        budget_wei = self._spec.reward.round_budget_wei
+        return Evidence(
+            job=self._job,
+            round=round_,
+            parent=parent_cid,
+            model=model_cid,
+            validation=self._spec.validation,
+            method=method,
+            round_budget_wei=budget_wei,
+            entries=entries,
+            leaves=evidence.split(budget_wei, entries, await self._previous_leaves(round_)),
+        )
+
+    async def _scores(self, revealed: Revealed, parent: bytes) -> tuple[tuple[int, ...], str]:
+        """Each update's worth on the validation rows, and the method that gave it."""
+        validation = await self._parts.store.get(self._spec.validation, max_bytes=MAX_VALIDATION_BYTES)
+        weighted = revealed.weighted()
+        exact = self._spec.reward.valuation == "shapley" and len(weighted) <= MAX_EXACT_SHAPLEY
+        method = "shapley" if exact else "leave-one-out"
+        inspected = iter(
+            await self._parts.trainer.score(
+                self._model,
+                parent,
+                weighted,
+                validation,
+                method=method,
+                max_update_bytes=self._spec.training.max_update_bytes,
+            )
+        )
+        return tuple(0 if why else next(inspected) for why in revealed.refused), method
+
+    async def _previous_leaves(self, round_: int) -> tuple[Leaf, ...]:
+        """The leaves of the last round settled before this one: cumulative rewards go on from there."""
+        last = await trio.to_thread.run_sync(self._parts.rows.settled_before, self._job, round_)
+        if last is None:
+            return ()
+        data = await self._parts.store.get(last.evidence, max_bytes=evidence.MAX_EVIDENCE_BYTES)
+        found = Evidence.decode(data)
+        found.check(last)
+        return found.leaves
+
+
+async def read_evidence(parts: Parts) -> None:
+    """Fetch and check the evidence of settlements that the ledger's rows still lack."""
+    for settlement in await trio.to_thread.run_sync(parts.index.missing_evidence):
+        try:
+            data = await parts.store.get(settlement.evidence, max_bytes=evidence.MAX_EVIDENCE_BYTES)
+            await trio.to_thread.run_sync(
+                parts.index.add_evidence, Evidence.decode(data), settlement.evidence
+            )
+        except DflError as bad:
+            log.warning(
+                "settlement without usable evidence",
+                job=settlement.job,
+                round=settlement.round,
+                evidence=str(settlement.evidence),
+                why=str(bad),
+            )

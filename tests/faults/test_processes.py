@@ -1,0 +1,112 @@
+"""Real processes on a real chain: nodes die, come late, come back; the job ends and everyone is paid once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from dfl_ledger.records import JobId
+from dfl_node.localnet import LocalNet, LocalNode
+
+from .conftest import SPEC
+
+DONE_S = 150.0
+
+
+def spec(**values: int) -> str:
+    return SPEC.format(**{"rounds": 3, "steps": 20, "nodes": 3, "quorum": 2, **values})
+
+
+def start(net: LocalNet, count: int) -> list[LocalNode]:
+    first = net.add_node("--shard", f"1:1/{count}")
+    net.wait_ready(first)
+    for number in range(2, count + 1):
+        net.add_node("--shard", f"{number}:{number}/{count}")
+    net.wait_ready()
+    return net.nodes
+
+
+def ended(job: dict[str, Any]) -> bool:
+    return job["phase"] == "completed" and all(r["state"] in ("settled", "void") for r in job["rounds"])
+
+
+def contributors(net: LocalNet, job: JobId, round_: int) -> set[str]:
+    with net.rows() as ledger:
+        return {row.node for row in ledger.revealed(job, round_)}
+
+
+def assert_paid_once(net: LocalNet, job: JobId, budget_wei: int) -> None:
+    """Claims of every wallet add up to what its rows say, twice asked is once paid, and the sum fits."""
+    earned: dict[str, int] = {}
+    with net.rows() as ledger:
+        for row in ledger.contributions(job=job, limit=None):
+            earned[row.node] = earned.get(row.node, 0) + (row.reward_wei or 0)
+    assert 0 < sum(earned.values()) <= budget_wei
+    for node in net.nodes:
+        if not node.running:
+            continue
+        total, deadline = 0, time.monotonic() + 30
+        while total < earned.get(node.address, 0):
+            assert time.monotonic() < deadline, "the challenge window never ended"
+            total += int(net.cli("ledger", "claim", "--datadir", str(node.datadir))["total_wei"])
+        assert total == earned.get(node.address, 0)
+        assert net.cli("ledger", "claim", "--datadir", str(node.datadir))["total_wei"] == "0"
+
+
+def test_a_node_killed_in_mid_round_does_not_stop_the_job_and_a_late_one_takes_part(net: LocalNet) -> None:
+    nodes = start(net, 3)
+    job = net.submit(spec(rounds=4, steps=60))
+    net.watch(job, lambda j: j["completed"] >= 1, timeout_s=DONE_S)
+    net.kill(nodes[2])
+    late = net.add_node("--shard", "3:3/3")
+    net.wait_ready(late)
+    final = net.watch(job, ended, timeout_s=DONE_S)
+
+    assert final["completed"] == 4
+    last = max(r["round"] for r in final["rounds"] if r["model"])
+    assert contributors(net, job, 1) == {n.address for n in nodes}
+    assert contributors(net, job, last) == {nodes[0].address, nodes[1].address, late.address}
+    assert_paid_once(net, job, 4 * 30 * 10**18)
+
+
+def test_a_killed_node_comes_back_on_its_data_directory_and_rejoins(net: LocalNet) -> None:
+    nodes = start(net, 3)
+    job = net.submit(spec(rounds=4))
+    net.watch(job, lambda j: j["completed"] >= 1, timeout_s=DONE_S)
+    net.kill(nodes[1])
+    net.start_node(nodes[1])
+    final = net.watch(job, ended, timeout_s=DONE_S)
+
+    last = max(r["round"] for r in final["rounds"] if r["model"])
+    assert nodes[1].address in contributors(net, job, last)
+    assert_paid_once(net, job, 4 * 30 * 10**18)
+
+
+def test_nodes_that_know_one_boot_node_find_one_another(net: LocalNet) -> None:
+    nodes = start(net, 4)
+    net.submit(spec(nodes=4, rounds=1))
+    everyone = {n.info["peer_id"] for n in nodes}
+    deadline = time.monotonic() + 60
+    for node in nodes:
+        others = everyone - {node.info["peer_id"]}
+        while True:
+            peers = net.cli("peers", "--datadir", str(node.datadir))["peers"]
+            if {p["peer_id"] for p in peers} >= others:
+                break
+            assert time.monotonic() < deadline, f"node {node.number} found only {peers}"
+
+
+def test_ctrl_c_ends_a_node_cleanly_and_its_data_directory_is_free_again(net: LocalNet) -> None:
+    node = net.add_node()
+    net.wait_ready(node)
+    assert node.process is not None
+    began = time.monotonic()
+    os.kill(node.process.pid, signal.SIGINT)
+    assert node.process.wait(timeout=10) == 130
+    assert time.monotonic() - began < 5  # the promise is 2 s; a loaded test machine gets some room
+    assert not (node.datadir / "node.json").exists()
+    assert "Traceback" not in node.log.read_text()
+    net.start_node(node)
+    net.wait_ready(node)
