@@ -422,7 +422,7 @@ contract TrainingJobs is ITrainingJobs {
         return total - spent;
     }
 
-    // -- pure arithmetic over a job ----------------------------------------------------------------------------
+    // -- what follows from how a job stands ---------------------------------------------------------------------
 
     function _ended(Phase phase) private pure returns (bool) {
         return phase >= Phase.Completed;

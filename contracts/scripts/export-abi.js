@@ -1,11 +1,12 @@
-// Writes ABI and bytecode of each deployable contract to where Python finds them. With --check, which npm passes
-// as DFL_CHECK=1 because `hardhat run` takes no arguments for a script, it only says whether they are up to date.
+// Writes ABI and bytecode of each deployable contract to where Python finds them. With --check it writes nothing and
+// fails where what lies there differs from the build.
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import hre from "hardhat";
 
 const CONTRACTS = ["VnxToken", "NodeRegistry", "TrainingJobs", "RewardDistributor"];
+const CHECK = process.argv.includes("--check");
 const FOLDER = join(hre.config.paths.root, "ledger", "dfl_ledger", "abi");
 
 async function exported(contractName) {
@@ -22,6 +23,7 @@ async function committed(path) {
   }
 }
 
+await hre.tasks.getTask("build").run({ noTests: true, quiet: true });
 await mkdir(FOLDER, { recursive: true });
 const stale = [];
 for (const contractName of CONTRACTS) {
@@ -29,10 +31,10 @@ for (const contractName of CONTRACTS) {
   const text = await exported(contractName);
   if (text === (await committed(path))) continue;
   stale.push(contractName);
-  if (process.env.DFL_CHECK !== "1") await writeFile(path, text);
+  if (!CHECK) await writeFile(path, text);
 }
 
-if (process.env.DFL_CHECK !== "1") {
+if (!CHECK) {
   console.log(stale.length ? `written: ${stale.join(", ")}` : "unchanged");
 } else if (stale.length) {
   console.error(`ABI or bytecode differs from the build: ${stale.join(", ")}. Run: npm run abi`);

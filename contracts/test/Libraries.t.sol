@@ -82,11 +82,25 @@ contract SumTreeTest {
         vm.assertFalse(this.verify(leaves[0], upper, root, total));
     }
 
+    /// @dev A step as hostile calldata may hold it: a sum wider than its type, which wraps the total around.
+    struct WideStep {
+        bytes32 hash;
+        uint256 sum;
+        bool isLeft;
+    }
+
     function test_a_sum_that_overflows_is_no_proof() public view {
-        Leaf memory leaf = Leaf(address(1), 0, 0, 0, 1);
-        ProofStep[] memory proof = new ProofStep[](1);
-        proof[0] = ProofStep(bytes32(0), type(uint128).max, false);
-        vm.assertFalse(this.verify(leaf, proof, bytes32(0), 0));
+        Leaf memory leaf = Leaf(address(1), 0, 0, 0, 5);
+        WideStep[] memory proof = new WideStep[](1);
+        proof[0] = WideStep(keccak256("sibling"), type(uint256).max - 3, false);
+        bytes32 root = keccak256(
+            abi.encode(uint8(1), Trees.hashLeaf(leaf), uint256(leaf.cumulative), proof[0].hash, proof[0].sum)
+        );
+        (bool answered, bytes memory answer) = address(this).staticcall(
+            abi.encodeWithSelector(this.verify.selector, leaf, proof, root, uint128(1))
+        );
+        vm.assertTrue(answered);
+        vm.assertFalse(abi.decode(answer, (bool)));
     }
 
     function test_a_proof_deeper_than_32_is_none() public view {

@@ -115,11 +115,11 @@ def parse_rpc_url(text: str) -> str:
 
 
 def parse_shard(text: str) -> tuple[int, int, int]:
-    """`1:4/12` -> (1, 4, 12): parts 1 to 4 of 12, counted from 1."""
-    found = re.fullmatch(r"(\d{1,6}):(\d{1,6})/(\d{1,6})", text)
+    """`1:4/12` -> (1, 4, 12): parts 1 to 4 of 12, counted from 1; `2/3` is `2:2/3`."""
+    found = re.fullmatch(r"(\d{1,6})(?::(\d{1,6}))?/(\d{1,6})", text)
     if found is None:
         raise _wrong("--shard", f"{text[:40]!r} is not FIRST:LAST/PARTS, such as 1:4/12")
-    first, last, of = map(int, found.groups())
+    first, last, of = int(found[1]), int(found[2] or found[1]), int(found[3])
     if not 1 <= first <= last <= of <= MAX_PARTS:
         raise _wrong("--shard", f"{text}: 1 <= FIRST <= LAST <= PARTS <= {MAX_PARTS} does not hold")
     return first, last, of

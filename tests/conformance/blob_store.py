@@ -9,9 +9,9 @@ import hashlib
 from collections.abc import Awaitable, Callable
 
 import pytest
+
 from dfl_ledger.errors import BlobNotFound, UpdateRefused
 from dfl_ledger.records import DAG_PB, RAW, Cid
-
 from dfl_node.store.blob_store import BlobInfo, BlobStore
 from dfl_node.store.unixfs import CHUNK_BYTES
 

@@ -66,7 +66,8 @@ def test_bootnodes() -> None:
 
 def test_shards_and_splits() -> None:
     assert config.parse_shard("1:4/12") == (1, 4, 12)
-    for bad in ("0:4/12", "5:4/12", "1:13/12", "1/12", "a:b/c", "1:1/0", "1:4/12/3", "-1:4/12"):
+    assert config.parse_shard("2/3") == (2, 2, 3)
+    for bad in ("0:4/12", "5:4/12", "1:13/12", "0/12", "4", "a:b/c", "1:1/0", "1:4/12/3", "-1:4/12"):
         with pytest.raises(UsageError, match="--shard"):
             config.parse_shard(bad)
     assert config.parse_split("iid") is None

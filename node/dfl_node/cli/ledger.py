@@ -105,8 +105,8 @@ def claim(job_id: int | None, datadir: Path, timeout_s: float) -> Result:
     total = str(paid.get("total_wei", "0"))
     claims = paid.get("claims")
     count = len(claims) if isinstance(claims, list) else 0
-    text = f"{vnx(total)} claimed from {count} jobs" if count else "nothing to claim now"
-    return Result(paid, text)
+    claimed = f"{vnx(total)} claimed in {count} transaction{'s' * (count > 1)}"
+    return Result(paid, claimed if count else "nothing to claim now")
 
 
 def _paid(wei: int | None) -> str | None:

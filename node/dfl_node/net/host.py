@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -19,12 +19,14 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from multiaddr import Multiaddr
 
 from dfl_ledger.errors import UsageError
 
-from .addrs import interfaces_of
+from .addrs import interfaces_of, tcp_addr
+from .channel import PeerId
 from .config import NetConfig
 from .services import Tasks, quiet_libp2p, running, shielded
 from .swarm import NodeSwarm
@@ -34,6 +36,7 @@ from .wire import HELLO
 
 log = structlog.get_logger(__name__)
 
+_MAX_REACHED = 2
 _CLOSE_S = 0.6  # all connections together; each says goodbye on its own
 RELAY_HOP = "/libp2p/circuit/relay/0.2.0/hop"
 RELAY_STOP = "/libp2p/circuit/relay/0.2.0/stop"
@@ -56,6 +59,7 @@ class NodeHost(BasicHost):
         self.swarm = swarm
         self.limits = swarm.limits
         self.meter = Meter()
+        self._reached_addrs: list[Multiaddr] = []  # where peers dialled us back
         self.relay_addrs: list[Multiaddr] = []  # ours, through relays
         self.circuit_relays: set[ID] = set()  # where we have a reservation: only they may bring us circuits
         self._tasks = tasks
@@ -76,7 +80,12 @@ class NodeHost(BasicHost):
         listening = [
             addr.encapsulate(suffix) for bound in self.get_transport_addrs() for addr in interfaces_of(bound)
         ]
-        return [*listening, *self.relay_addrs]
+        return list(dict.fromkeys([*listening, *self._reached_addrs, *self.relay_addrs]))
+
+    def reached_at(self, ips: set[str], port: int) -> None:
+        """Peers dialled us at these addresses, which a router may forward to us: tell others."""
+        me = PeerId(str(self.get_id()))
+        self._reached_addrs = [Multiaddr(tcp_addr(ip, port, me)) for ip in sorted(ips)[:_MAX_REACHED]]
 
     def is_connected(self, peer_id: ID) -> bool:
         return any(not connection.is_closed for connection in self.swarm.get_connections(peer_id))
@@ -104,6 +113,9 @@ class NodeHost(BasicHost):
         """No connection to the peer is left."""
         self.swarm.verified.discard(peer_id)
         self._verified_events.pop(peer_id, None)
+        # Identify may have filled the peerstore with a megabyte; nothing in it is needed any more.
+        with suppress(PeerStoreError):  # it knows nothing of the peer
+            self.get_peerstore().clear_peerdata(peer_id)
 
     def is_verified(self, peer_id: ID) -> bool:
         return peer_id in self.swarm.verified

@@ -17,7 +17,6 @@ import trio
 from libp2p.abc import INetConn, INetwork, INotifee
 from libp2p.custom_types import TProtocol
 from libp2p.host.ping import ID as PING
-from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
@@ -226,7 +225,7 @@ class Libp2pChannel:
             return
         try:
             await self.host.swarm.dial_direct(peer_id, addr)
-        except SwarmException as error:
+        except Exception as error:
             why = str(error.__cause__ or error)[:200]
             raise PeerUnreachable(
                 f"peer {peer_id} cannot be dialled at {addr}", why=why, help_command="dfl-node doctor"
@@ -259,7 +258,8 @@ class Libp2pChannel:
             return
         self.host.mark_gone(peer_id)
         self._dht.remove_peer(peer_id)
-        self._relaying.forget(peer_id)
+        if self._relaying.forget(peer_id):
+            self._tasks.start_soon(self.check_reach)
         if self.book.gone(PeerId(str(peer_id))) is not None:
             log.debug("peer gone", peer=str(peer_id))
             self._peers_changed()
@@ -329,8 +329,14 @@ class Libp2pChannel:
         while relay in self.book.verified:
             await trio.sleep(max(1.0, good_for_s * _RESERVE_AGAIN))
             peer = self.book.verified.get(relay)
-            if peer is not None:
-                good_for_s = await self._relaying.reserve(ID.from_base58(relay), peer.multiaddrs)
+            try:
+                if peer is not None:
+                    good_for_s = await self._relaying.reserve(ID.from_base58(relay), peer.multiaddrs)
+            except DflError as error:
+                log.info("place on relay lost", relay=relay, why=str(error))
+                self._relaying.forget(ID.from_base58(relay))
+                self._tasks.start_soon(self.check_reach)
+                return
 
     def _on_mdns(self, peer_id: PeerId, addrs: tuple[str, ...]) -> None:
         self._discovery.consider(peer_id, addrs, FoundBy.MDNS, loopback_ok=True)

@@ -7,8 +7,10 @@ another, so that nobody can be made to knock at strangers' doors) and waits for 
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import structlog
 import trio
@@ -57,6 +59,7 @@ class DialBack:
                 nursery.start_soon(self._ask_one, peer, int(ports[0] or 0), answers)
         reached = [ip for ip in answers if ip is not None]
         if reached:
+            self._host.reached_at({ip for ip in reached if not is_loopback_ip(ip)}, int(ports[0] or 0))
             note = " (on this machine)" if is_loopback_ip(reached[0]) else ""
             self.reach = Reach(
                 Reachability.PUBLIC,
@@ -80,8 +83,11 @@ class DialBack:
         except DflError as error:
             log.debug("dial-back not answered", peer=peer, why=str(error))
             return
-        if reply[:1] in (b"\0", b"\1"):
-            answers.append(reply[1:].decode("ascii", "replace") if reply[:1] == b"\1" else None)
+        if reply[:1] == b"\0":
+            answers.append(None)
+        elif reply[:1] == b"\1":
+            with suppress(ValueError):
+                answers.append(str(ipaddress.ip_address(reply[1:].decode("ascii", "replace"))))
 
     async def serve(self, peer: Peer, body: bytes) -> bytes:
         """Dial the asker back at the address its connection comes from. One byte, and that address."""

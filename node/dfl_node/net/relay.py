@@ -77,11 +77,12 @@ class Relaying:
         log.info("reachable through relay", relay=str(relay))
         return max(0.0, self._reserved_until[relay] - time.time())
 
-    def forget(self, relay: ID) -> None:
-        """The connection to the relay is gone, and our place on it."""
-        self._reserved_until.pop(relay, None)
+    def forget(self, relay: ID) -> bool:
+        """The connection to the relay is gone, and our place on it. True if we had one."""
+        had_one = self._reserved_until.pop(relay, None) is not None
         self._host.circuit_relays.discard(relay)
         self._host.relay_addrs = [addr for addr in self._host.relay_addrs if str(relay) not in str(addr)]
+        return had_one
 
     async def dial(self, relay: ID, target: ID) -> INetConn:
         """Connect to a peer through a relay we are connected to. Raises PeerUnreachable."""

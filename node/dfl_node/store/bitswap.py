@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
@@ -80,8 +81,9 @@ class _Ask:
 
     def claim(self) -> list[Cid]:
         """Wanted blocks that nobody is asked for and this peer has not refused, to fill its window."""
-        free = [c for c in self.fetch.assembly.wanted() if c not in self.claimed and c not in self.refused]
-        taken = free[: WINDOW - len(self.asked)]
+        missing = self.fetch.assembly.missing()
+        free = (cid for cid in missing if cid not in self.claimed and cid not in self.refused)
+        taken = list(islice(free, WINDOW - len(self.asked)))
         self.claimed |= dict.fromkeys(taken, self)
         self.asked |= set(taken)
         return taken
@@ -141,8 +143,7 @@ class Bitswap:
             if await self._has_file(ask, stream):
                 await self._take_blocks(ask, stream)
         except Exception as bad:  # py-libp2p raises many kinds; all mean that this peer cannot be talked to
-            log.info("peer cannot be asked over bitswap", peer=str(ask.peer), why=str(bad) or repr(bad))
-            fetch.dropped.add(str(ask.peer))
+            fetch.drop(str(ask.peer), f"cannot be asked over bitswap: {str(bad) or repr(bad)}")
         finally:
             self._asks[ask.peer].remove(ask)
             if not self._asks[ask.peer]:
@@ -155,10 +156,9 @@ class Bitswap:
                     await self._hang_up(stream, left)
 
     async def _has_file(self, ask: _Ask, stream: INetStream) -> bool:
-        wanted = ask.fetch.assembly.wanted()
-        if not wanted or stream.get_protocol() == V110:  # 1.1.0 knows no HAVE: ask for blocks at once
+        probe = next(ask.fetch.assembly.missing(), None)
+        if probe is None or stream.get_protocol() == V110:  # 1.1.0 knows no HAVE: ask for blocks at once
             return True
-        probe = wanted[0]
         ask.asked.add(probe)  # a small block comes at once, in place of a HAVE
         await self._send(stream, wantlist([probe], have=True))
         with trio.move_on_after(HAVE_S):
@@ -176,12 +176,12 @@ class Bitswap:
                 if idle:
                     ask.heard = trio.current_time()
                 await self._send(stream, wantlist(fresh))
-            elif idle and ask.refused.issuperset(fetch.assembly.wanted()):
+            elif idle and all(cid in ask.refused for cid in fetch.assembly.missing()):
                 return
             with trio.move_on_at(ask.heard + STALL_S if ask.asked else trio.current_time() + OPEN_S):
                 await change.wait()
             if ask.asked and trio.current_time() >= ask.heard + STALL_S:
-                fetch.misbehaved(str(ask.peer), f"sent nothing for {STALL_S:g} s")
+                fetch.drop(str(ask.peer), f"sent nothing for {STALL_S:g} s")
                 return
 
     async def _hang_up(self, stream: INetStream, left: Sequence[Cid]) -> None:
@@ -260,7 +260,7 @@ class Bitswap:
             except DflError as error:  # the file is too large or no file: a matter for the one who wants it
                 ask.error = error
             ask.release([cid for cid, _ in mine])
-            for cid in ask.fetch.assembly.wanted() if present else ():
+            for cid in tuple(ask.asked) if present else ():
                 if (kind := present.get(bytes(cid))) is not None:
                     ask.has |= kind == Message.Have
                     if kind == Message.DontHave:

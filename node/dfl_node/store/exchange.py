@@ -54,7 +54,8 @@ class Fetch:
         self.assembly = assembly
         self.meter = meter
         self.dropped: set[str] = set()  # peers that lied, stalled or broke off: not asked again for this file
-        self._lie: PeerMisbehaved | None = None
+        self._lie = ""  # who sent wrong bytes
+        self._trouble = ""  # the last other reason why a peer was dropped
         self._save = save
         self.change = trio.Event()  # set, and replaced, at each delivery: take it first, look, then wait
 
@@ -66,8 +67,8 @@ class Fetch:
     def done(self) -> bool:
         return self.assembly.done
 
-    async def deliver(self, peer: str, blocks: Sequence[tuple[Cid, bytes]]) -> None:
-        """Check, keep and place blocks a peer sent.
+    async def deliver(self, peer: str, blocks: Sequence[tuple[Cid, bytes]]) -> int:
+        """Check, keep and place blocks a peer sent; returns how many of them were wanted.
 
         Raises PeerMisbehaved for bytes that are not what their CID names, UpdateRefused when the file itself
         (whoever sends it) is too large or no file.
@@ -77,7 +78,10 @@ class Fetch:
         else:
             wrong = _first_wrong(blocks)
         if wrong is not None:
-            raise self.misbehaved(peer, f"sent other bytes than {wrong} names")
+            lie = PeerMisbehaved(peer, f"sent other bytes than {wrong} names")
+            self._lie = str(lie)
+            self.drop(peer, lie.why)
+            raise lie
         fresh: list[tuple[Cid, bytes]] = []
         for cid, block in blocks:
             if self.assembly.wants(cid):  # asked each time anew: a node makes its children wanted
@@ -86,13 +90,13 @@ class Fetch:
         if fresh:
             await self._save(fresh)
             self.nudge()
+        return len(fresh)
 
-    def misbehaved(self, peer: str, why: str) -> PeerMisbehaved:
-        """Drop a peer for this file; returns what to raise."""
+    def drop(self, peer: str, why: str) -> None:
+        """Ask this peer no more for this file."""
         self.dropped.add(peer)
-        self._lie = PeerMisbehaved(peer, why)
+        self._trouble = f"peer {peer}: {why}"
         log.warning("peer dropped for this file", peer=peer, file=str(self.root), why=why)
-        return self._lie
 
     def nudge(self) -> None:
         """Wake those who wait for a change."""
@@ -102,12 +106,11 @@ class Fetch:
     def gave_up(self, timeout_s: float) -> BlobNotFound | CidMismatch:
         """The error for a file that did not arrive."""
         missing = len(self.assembly.wanted())
-        waited = f"no peer delivered {missing} missing block(s) within {timeout_s:g} s"
-        if self._lie is not None:
-            return CidMismatch(
-                f"file {self.root}", why=f"{self._lie}; {waited}", help_command="dfl-node peers"
-            )
-        return BlobNotFound(f"file {self.root}", why=waited, help_command="dfl-node peers")
+        why = f"no peer delivered {missing} missing block(s) within {timeout_s:g} s"
+        if self._lie or self._trouble:
+            why += f"; {self._lie or self._trouble}"
+        kind = CidMismatch if self._lie else BlobNotFound
+        return kind(f"file {self.root}", why=why, help_command="dfl-node peers")
 
 
 class Fetcher(Protocol):

@@ -8,10 +8,9 @@ A gateway that lies, stalls or redirects is dropped for the file; one that does 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import cast
 
 import httpx
 import trio
@@ -30,6 +29,8 @@ STALL_BYTES = 64 << 10
 LANES = 4  # gateways asked side by side, and blocks in flight
 CAR_PROVIDERS = 2  # hinted providers that are asked for a CAR
 BATCH_BYTES = 4 << 20  # blocks of a CAR are checked and written in batches of this size
+BATCH_BLOCKS = 256
+MAX_UNWANTED_BLOCKS = 64  # in a CAR: some gateways send a block again where it occurs again
 MAX_OVERHEAD_BYTES = 4 << 20  # what a CAR may have beyond the file's bytes: inner nodes, section heads
 
 
@@ -90,7 +91,7 @@ class GatewayFetcher:
         except PeerMisbehaved:
             pass  # dropped where it was found out
         except (httpx.HTTPError, ValueError) as bad:
-            fetch.misbehaved(peer.peer_id, str(bad) or type(bad).__name__)
+            fetch.drop(peer.peer_id, str(bad) or type(bad).__name__)
         except DflError as failure:
             failures.append(failure)
 
@@ -98,28 +99,38 @@ class GatewayFetcher:
         """The whole file in one response."""
         reader = CarReader()
         batch: list[tuple[Cid, bytes]] = []
+        batch_bytes = unwanted = 0
+
+        async def flush() -> None:
+            nonlocal batch_bytes, unwanted
+            unwanted += len(batch) - await fetch.deliver(peer.peer_id, batch)
+            batch.clear()
+            batch_bytes = 0
+            if unwanted > MAX_UNWANTED_BLOCKS:
+                raise ValueError("its CAR has blocks that are no part of the file")
 
         async def feed(part: bytes) -> None:
-            batch.extend(reader.feed(part))
-            # The root at once, because it tells the size; then few calls for many blocks.
-            if batch and (fetch.assembly.size is None or sum(len(b) for _, b in batch) >= BATCH_BYTES):
-                await fetch.deliver(peer.peer_id, batch)
-                batch.clear()
+            nonlocal batch_bytes
+            for cid, block in reader.feed(part):
+                batch.append((cid, block))
+                batch_bytes += len(block)
+                # The root at once, because it tells the size; then few calls for many blocks.
+                if fetch.assembly.size is None or batch_bytes >= BATCH_BYTES or len(batch) >= BATCH_BLOCKS:
+                    await flush()
 
         def limit() -> int:
             size = fetch.assembly.max_bytes if fetch.assembly.size is None else fetch.assembly.size
             return size + size // 16 + MAX_OVERHEAD_BYTES
 
         await self._read(fetch, f"{_base_url(peer)}/ipfs/{fetch.root}?format=car", CAR_TYPE, limit, feed)
-        if batch:
-            await fetch.deliver(peer.peer_id, batch)
+        await flush()
 
     async def _take_blocks(self, claimed: set[Cid], fetch: Fetch, peer: Peer) -> None:
         """Block after block, as long as the peer has what is asked for."""
         while not fetch.done:
             change = fetch.change
             # Every lane may ask for the root, as nobody knows yet who has it; the rest is shared out.
-            free = (cid for cid in fetch.assembly.wanted() if cid == fetch.root or cid not in claimed)
+            free = (cid for cid in fetch.assembly.missing() if cid == fetch.root or cid not in claimed)
             cid = next(free, None)
             if cid is None:
                 await change.wait()
@@ -155,26 +166,48 @@ class GatewayFetcher:
             raise RuntimeError("used outside `opened`")
         headers = {"Accept": accept, "Accept-Encoding": "identity"}
         total = progress = 0
-        with trio.move_on_after(CONNECT_S + STALL_S) as stall:
+        failure: DflError | ValueError | None = None
+        with trio.move_on_after(CONNECT_S + STALL_S) as stall, _unless(lambda: failure):
             async with self._client.stream("GET", url, headers=headers) as response:
                 if response.status_code in (404, 429):
                     return False
                 if response.status_code != 200:
                     raise ValueError(f"its gateway answers with status {response.status_code}")
                 stall.deadline = trio.current_time() + STALL_S
-                async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as parts:
-                    async for part in parts:
-                        total += len(part)
-                        fetch.meter.received += len(part)
+                async for part in response.aiter_raw():
+                    total += len(part)
+                    fetch.meter.received += len(part)
+                    if failure is not None:
+                        continue
+                    if total - progress >= STALL_BYTES:
+                        progress = total
+                        stall.deadline = trio.current_time() + STALL_S
+                    try:
                         if total > limit():
                             raise ValueError(f"its gateway sends more than {limit()} bytes")
-                        if total - progress >= STALL_BYTES:
-                            progress = total
-                            stall.deadline = trio.current_time() + STALL_S
-                        await feed(part)
+                        with trio.CancelScope(shield=True):
+                            await feed(part)
+                    except (DflError, ValueError) as bad:
+                        # httpx reads through nested generators, which trio wants run to their end: so the
+                        # connection is closed under them and the loop goes on until the next read fails.
+                        # For the same reason nothing is cancelled but a read.
+                        failure = bad
+                        await response.aclose()
+        if failure is not None:
+            raise failure
         if stall.cancelled_caught:
             raise ValueError(f"its gateway sends less than {STALL_BYTES} bytes in {STALL_S:g} s")
         return True
+
+
+@contextmanager
+def _unless(failed: Callable[[], Exception | None]) -> Iterator[None]:
+    """Leave out the errors of a connection that we closed ourselves, after a failure of our own."""
+    try:
+        yield
+    except httpx.HTTPError:
+        if failed() is None:
+            raise
 
 
 def _base_url(peer: Peer) -> str | None:

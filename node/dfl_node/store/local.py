@@ -21,6 +21,7 @@ from dfl_node.store.unixfs import Assembly, build
 log = structlog.get_logger(__name__)
 
 PIN_TIMEOUT_S = 600.0
+PIN_ATTEMPTS = 3
 
 
 class LocalStore:
@@ -53,11 +54,16 @@ class LocalStore:
         return Listing(partial(trio.to_thread.run_sync, self.blocks.files))
 
     async def pin(self, cid: Cid) -> None:
-        while True:
+        for _ in range(PIN_ATTEMPTS):
             assembly = Assembly(cid, self.blocks.max_store_bytes, keep=False)
             await self._complete(assembly, PIN_TIMEOUT_S, (), must_save=True)
             if await self._record(assembly, pin=True):  # else collected in between: once more
                 return
+        raise StoreUnavailable(
+            "the block store is full",
+            why=f"no room for {cid} beside what is pinned in {self.blocks.max_store_bytes} bytes",
+            help_command="dfl-node blob unpin CID",
+        )
 
     async def unpin(self, cid: Cid) -> None:
         if not await trio.to_thread.run_sync(self.blocks.unpin, cid):

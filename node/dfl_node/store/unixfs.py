@@ -10,6 +10,7 @@ We read whatever Kubo writes: raw leaves or DAG-PB leaves with inline data, both
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dfl_ledger.errors import UpdateRefused
@@ -107,6 +108,10 @@ class Assembly:
     def wanted(self) -> tuple[Cid, ...]:
         """The blocks that are missing, each once, roughly in the order of the file."""
         return tuple(self._wanted)
+
+    def missing(self) -> Iterator[Cid]:
+        """As `wanted`, but lazily, for looks at the first few. Not across a `give`."""
+        return iter(self._wanted)
 
     def wants(self, cid: Cid) -> bool:
         return cid in self._wanted

@@ -19,6 +19,13 @@ from dfl_ledger.errors import UpdateRefused
 MAX_HEADER_BYTES = 1 << 20  # a header of 66 MB keeps a JSON parser busy for half a minute
 DTYPE_BYTES = {"F16": 2, "F32": 4, "F64": 8}
 METADATA = {"format": "pt"}
+
+# No step of training that converges moves a parameter by a thousand, and float32 adds a hundred thousand such
+# updates without overflow: beyond this an update can only destroy. Models are bound by float32 alone, so that
+# no accepted update can make the next parent unreadable.
+MAX_DELTA = 1e6
+MAX_WEIGHT = 1 << 53  # samples of an update: whole numbers that float64 holds exactly
+
 _LENGTH = struct.Struct("<Q")
 
 # What people send instead, by its first bytes.
@@ -93,6 +100,12 @@ def check_layout(data: bytes, schema: Schema, *, max_bytes: int) -> memoryview:
     if len(payload) > schema.payload_bytes:
         raise refusal(f"{len(payload) - schema.payload_bytes} bytes after the last tensor")
     return payload
+
+
+def check_weight(samples: object) -> None:
+    """An update's samples are its weight. Raises UpdateRefused unless they are a whole number above 0."""
+    if type(samples) is not int or not 1 <= samples <= MAX_WEIGHT:
+        raise refusal(f"it claims {samples!r:.40} samples")
 
 
 def refusal(why: str) -> UpdateRefused:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dfl_ledger.errors import DflError, SpecInvalid, UpdateRefused, UsageError
 from dfl_node.train import models
 from dfl_node.train.application import load_application
-from dfl_node.train.codec import Schema
+from dfl_node.train.codec import MAX_DELTA, Schema, check_weight
 from dfl_node.train.frames import Frame
 from dfl_node.train.trainer import DataConfig, Evaluation, ModelConfig, TrainingConfig
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from dfl_node.train.rows import Rows
     from dfl_node.train.tensors import State
 
-MAX_WEIGHT = 1 << 53  # samples: whole numbers that float64 holds exactly
 LOSS = "cross-entropy"
 Say = Callable[[Frame], None]
 
@@ -254,10 +252,9 @@ def _read_update(update: bytes, samples: Any, schema: Schema, max_bytes: int) ->
     """Why an update is refused, or "" and its tensors."""
     from dfl_node.train import tensors
 
-    if type(samples) is not int or not 1 <= samples <= MAX_WEIGHT:
-        return f"it claims {samples!r:.40} samples", None
     try:
-        return "", tensors.decode(update, schema, max_bytes=max_bytes, max_abs=tensors.MAX_DELTA)
+        check_weight(samples)
+        return "", tensors.decode(update, schema, max_bytes=max_bytes, max_abs=MAX_DELTA)
     except UpdateRefused as bad:
         return bad.why, None
 

@@ -13,11 +13,6 @@ from dfl_node.train.codec import Schema, check_layout, header, refusal
 Array = NDArray[np.floating]
 State = dict[str, Array]
 
-# No step of training that converges moves a parameter by a thousand, and float32 adds a hundred thousand such
-# updates without overflow: beyond this an update can only destroy. Models are bound by float32 alone, so that
-# no accepted update can make the next parent unreadable.
-MAX_DELTA = 1e6
-
 _DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 

@@ -11,16 +11,18 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
+from tests.conformance.channel import BACKLOG
 
 from dfl_ledger.records import Address
 from dfl_node.net.binding import Binding, sign_binding
 from dfl_node.net.channel import Channel
-from dfl_node.net.config import NetConfig
+from dfl_node.net.config import NetConfig, NetLimits
 from dfl_node.net.libp2p_channel import Libp2pChannel, open_channel
 from dfl_node.net.memory import MemoryNetwork
 
 CHAIN_ID = 31337
 REGISTRY = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")
+LIMITS = NetLimits(max_backlog=BACKLOG)
 _numbers = count(1)
 
 
@@ -60,7 +62,12 @@ class Libp2pWorld:
     @asynccontextmanager
     async def open(self, count: int) -> AsyncIterator[tuple[Libp2pChannel, ...]]:
         async with AsyncExitStack() as stack:
-            yield tuple([await stack.enter_async_context(open_channel(config_of())) for _ in range(count)])
+            yield tuple(
+                [
+                    await stack.enter_async_context(open_channel(config_of(limits=LIMITS)))
+                    for _ in range(count)
+                ]
+            )
 
     @asynccontextmanager
     async def open_stranger(self) -> AsyncIterator[Channel]:
@@ -72,7 +79,7 @@ class MemoryWorld:
     """The twin."""
 
     def __init__(self) -> None:
-        self.network = MemoryNetwork()
+        self.network = MemoryNetwork(LIMITS)
 
     @asynccontextmanager
     async def open(self, count: int) -> AsyncIterator[tuple[Channel, ...]]:

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import trio
-from dfl_ledger.records import Address
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from hypercorn.typing import ASGIFramework
@@ -18,9 +17,11 @@ from libp2p.peer.peerinfo import info_from_p2p_addr
 from multiaddr import Multiaddr
 from starlette.applications import Starlette
 
+from dfl_ledger.records import Address
 from dfl_node.net.channel import FoundBy, Peer, PeerId
 from dfl_node.store.exchange import BlockSource
 from dfl_node.store.gateway import routes
+from dfl_node.store.gateway_client import GatewayFetcher
 
 WITHIN_S = 30  # no wait in these tests is longer
 
@@ -43,6 +44,13 @@ async def gateway(source: BlockSource) -> AsyncIterator[str]:
             yield urls[0]
         finally:
             stop.set()
+
+
+@asynccontextmanager
+async def over_gateway(source: BlockSource) -> AsyncIterator[GatewayFetcher]:
+    """A way to one honest peer, named `there`."""
+    async with gateway(source) as url, GatewayFetcher(lambda: [peer("there", url)]).opened() as fetcher:
+        yield fetcher
 
 
 @asynccontextmanager
@@ -79,5 +87,5 @@ async def libp2p_host() -> AsyncIterator[IHost]:
 async def dial(here: IHost, there: IHost) -> None:
     await here.connect(info_from_p2p_addr(there.get_addrs()[0]))
     with trio.fail_after(WITHIN_S):
-        while here.get_id() not in there.get_connected_peers():
+        while here.get_id() not in there.get_connected_peers():  # noqa: ASYNC110  (the library has no event)
             await trio.sleep(0.01)

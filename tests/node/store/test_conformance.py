@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 from tests.conformance import blob_store as suite
-from tests.node.store.support import WITHIN_S, dial, gateway, libp2p_host, peer
+from tests.node.store.support import WITHIN_S, dial, libp2p_host, over_gateway
 
 from dfl_node.store.bitswap import Bitswap
 from dfl_node.store.blob_store import BlobStore
 from dfl_node.store.blocks import BlockFiles
-from dfl_node.store.gateway_client import GatewayFetcher
 from dfl_node.store.local import LocalStore
 from dfl_node.store.memory import MemoryStore, MemorySwarm
 
@@ -49,7 +48,7 @@ def test_memory_swarm(check: PeerCheck) -> None:
 def test_local_over_the_gateway(check: PeerCheck, tmp_path: Path) -> None:
     async def story() -> None:
         here, there = BlockFiles(tmp_path / "here"), BlockFiles(tmp_path / "there")
-        async with gateway(there) as url, GatewayFetcher(lambda: [peer("there", url)]).opened() as fetcher:
+        async with over_gateway(there) as fetcher:
             await check(LocalStore(here, [fetcher]), LocalStore(there))
 
     run(story)
