@@ -116,7 +116,11 @@ class LocalNet:
         ]
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
-                tied_to_us(_dfl_node(arguments)), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                tied_to_us(_dfl_node(arguments)),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         node.killed = False
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.ledger import Ledger
 from dfl_ledger.query import LedgerRows
+from dfl_node.holders import Holders
 from dfl_node.journal import Journal
 from dfl_node.net.channel import Channel
 from dfl_node.store.blob_store import BlobStore
@@ -21,6 +22,7 @@ class Parts:
     rows: LedgerRows  # reads them
     store: BlobStore
     channel: Channel
+    holders: Holders
     trainer: Trainer
     journal: Journal
     data: Mapping[str, DataConfig]  # application -> the rows this node holds

@@ -25,12 +25,13 @@ from dfl_ledger.deploy import Deployment, find_deployment
 from dfl_ledger.errors import ChainUnreachable, DflError, InsufficientFunds, SpecInvalid
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.query import LedgerRows
-from dfl_ledger.records import Event, JobId
+from dfl_ledger.records import Address, Event, JobId
 from dfl_ledger.rpc import Rpc
 from dfl_node import datadir, jobspec
 from dfl_node.api.app import build_app
 from dfl_node.api.server import HttpServer
 from dfl_node.config import NodeConfig, Role
+from dfl_node.holders import Holders
 from dfl_node.identity import load_node_key
 from dfl_node.journal import Journal
 from dfl_node.modes.data_parallel import DataParallelJob
@@ -50,8 +51,9 @@ from dfl_node.store.local import LocalStore
 from dfl_node.train.process import ProcessTrainer, open_trainer
 
 if TYPE_CHECKING:
-    from eth_account.signers.local import LocalAccount
     from trio_typing import TaskStatus
+
+    from dfl_ledger.accounts import LocalAccount
 
 log = structlog.get_logger(__name__)
 
@@ -133,18 +135,27 @@ async def _open(config: NodeConfig, account: LocalAccount, stack: AsyncExitStack
     stack.callback(index.close)
     rows = await in_thread(LedgerRows, path)
     stack.callback(rows.close)
+    jobs: dict[JobId, DataParallelJob] = {}
+
+    async def limit_for(job: JobId, node: Address) -> int | None:
+        """What members of our jobs may ask us to hold."""
+        if job not in jobs or await in_thread(ledger.active_round, job, node) == 0:
+            return None
+        return jobs[job].spec.training.max_update_bytes
+
     parts = Parts(
         ledger=ledger,
         index=index,
         rows=rows,
         store=store,
         channel=channel,
+        holders=Holders(channel, store, limit_for),
         trainer=trainer,
         journal=await in_thread(Journal, config.datadir / "journal.sqlite"),
         data=config.data,
         trains=Role.TRAIN in config.roles,
     )
-    node = Node(config, parts, trainer, ledger, channel, binding.peer_key, http, gateway, deployment)
+    node = Node(config, parts, jobs, trainer, ledger, channel, binding.peer_key, http, gateway, deployment)
     node.services = (*services, node.serve_http)
     return node
 
@@ -177,7 +188,6 @@ async def _open_store(
         from dfl_node.store.kubo import KuboStore
 
         kubo = await trio.to_thread.run_sync(KuboStore, config.ipfs)
-        stack.callback(kubo.close)
         return kubo, (), ()
     blocks = await trio.to_thread.run_sync(
         lambda: BlockFiles(config.datadir / "store", max_store_bytes=config.max_store_bytes)
@@ -195,6 +205,7 @@ class Node:
         self,
         config: NodeConfig,
         parts: Parts,
+        jobs: dict[JobId, DataParallelJob],
         trainer: ProcessTrainer,
         ledger: ChainLedger,
         channel: Libp2pChannel,
@@ -214,7 +225,7 @@ class Node:
         self._gateway = gateway
         self.services: Sequence[Service] = ()  # started one after another, before all else
         self.nursery: trio.Nursery  # what the node does lives in here
-        self.jobs: dict[JobId, DataParallelJob] = {}
+        self.jobs = jobs
         self.file = datadir.NodeFile(url=http.url, pid=os.getpid(), token=secrets.token_urlsafe(32))
         self._considered: set[JobId] = set()
         self._poke = trio.Event()
@@ -396,7 +407,9 @@ class Node:
 
     def bytes_sent(self) -> int:
         """By this node to its peers since it started."""
-        return self.parts.store.traffic().sent + sum(t.sent for t in self.channel.traffic().values())
+        streams = self.channel.traffic().items()
+        talk = sum(t.sent for protocol, t in streams if not protocol.startswith("/ipfs/bitswap"))
+        return talk + self.parts.store.traffic().sent  # bitswap is the store's
 
 
 def _is_loopback(url: str) -> bool:

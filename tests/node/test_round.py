@@ -42,9 +42,7 @@ DEADLINE = 1000
 
 def job(phase: Phase, *, round_: int = 3, requester: Address = REQUESTER) -> JobState:
     terms = JobTerms(PARENT, PARENT, Mode.SYNC, 5, 2, 3, 60, 60, 60, 60, 60, 60, 10, 0)
-    return JobState(
-        JobId(1), requester, terms, phase, round_, round_ - 1, DEADLINE, PARENT, 3, 0, 0, 0, 0, 0
-    )
+    return JobState(JobId(1), requester, terms, phase, round_, round_ - 1, DEADLINE, PARENT, 3, 0, 0, 0, 0, 0)
 
 
 def look(

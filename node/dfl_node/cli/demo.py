@@ -42,11 +42,11 @@ seed = 7
 [round]
 min_nodes = {nodes}
 quorum = {quorum}
-open_s = 60
+open_s = 20
 commit_s = 10
 reveal_s = 6
 aggregate_s = 12
-settle_s = 60
+settle_s = 30
 challenge_s = 1
 
 [reward]

@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 RPC_RETRY_S = 1.0
+SHARE_S = 5.0
 # What a contract says to whoever comes second, or a moment early or late: part of life, not an error.
 RACES = frozenset(
     {
@@ -70,6 +71,7 @@ class DataParallelJob:
         self._report, self._events = trio.open_memory_channel[rounds.Event](math.inf)
         self._news = trio.Event()
         self._training = trio.CancelScope()
+        self._nursery: trio.Nursery
 
     @property
     def state(self) -> rounds.State:
@@ -87,6 +89,7 @@ class DataParallelJob:
         self._state = replace(self._state, work=work)
         self._news.set()
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             nursery.start_soon(self._follow_chain)
             while not self._over():
                 event = await self._next_event()
@@ -227,8 +230,21 @@ class DataParallelJob:
     async def _aggregate(self, action: rounds.Aggregate) -> None:
         """Updates in the order of their reveal -> one model -> blob -> chain."""
         cid = await self._settler.aggregate(action.round, action.parent, action.reveals)
+        await self._share(action.round, cid)
         await trio.to_thread.run_sync(self._parts.ledger.publish_model, self.job, action.round, cid)
         log.info("published", job=self.job, round=action.round, model=str(cid))
+
+    async def _share(self, round_: int, model: Cid) -> None:
+        """See to it that another member has the model, and the one update that we alone hold: ours."""
+        work = self._state.work
+        own = [work.cid] if work is not None and work.round == round_ else []
+        rows = await trio.to_thread.run_sync(self._parts.rows.revealed, self.job, round_)
+        members = {Address(row.node) for row in rows}
+        kept = await self._parts.holders.ask(
+            self._nursery, self.job, [model, *own], members, wanted=1, patience_s=SHARE_S
+        )
+        if kept == 0 and len(members) > 1:
+            log.warning("nobody else holds the model yet", job=self.job, round=round_, model=str(model))
 
     # -- small things ---------------------------------------------------------------------------------
     def _contribution(self, work: Work) -> Contribution:

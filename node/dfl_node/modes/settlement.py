@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 MAX_VALIDATION_BYTES = 64 * 1024 * 1024
 MAX_EXACT_SHAPLEY = 8  # contributors: 2^n models are evaluated
 FETCH_S = 20.0
+MAX_AGGREGATORS = 4  # slots of the aggregate window, as the contract cuts it
 ROWS_S, ROWS_LOOK_S = 10.0, 0.02
 
 
@@ -103,7 +104,9 @@ class Settler:
         Raises DflError when the parent cannot be had, TimedOut when the ledger's rows stay behind the chain.
         """
         await self._rows_complete(round_, reveals)
-        revealed = await self._revealed(round_)
+        # One who takes the bytes of an update with it must not cost us our slot.
+        slot_s = self._spec.round.aggregate_s / MAX_AGGREGATORS
+        revealed = await self._revealed(round_, min(FETCH_S, slot_s / 2))
         return (await self._aggregate(round_, revealed, await self._parent(parent)))[0]
 
     async def _aggregate(
@@ -125,16 +128,16 @@ class Settler:
         return self._own[round_]
 
     async def _rows_complete(self, round_: int, reveals: int) -> None:
-        with trio.move_on_after(ROWS_S):
-            while len(await trio.to_thread.run_sync(self._parts.rows.revealed, self._job, round_)) < reveals:
-                await trio.sleep(ROWS_LOOK_S)
-            return
+        for _ in range(int(ROWS_S / ROWS_LOOK_S)):
+            if len(await trio.to_thread.run_sync(self._parts.rows.revealed, self._job, round_)) >= reveals:
+                return
+            await trio.sleep(ROWS_LOOK_S)
         raise TimedOut(f"the ledger lacks updates of job {self._job} round {round_}", why="the index lags")
 
     async def _parent(self, cid: Cid) -> bytes:
         return await self._parts.store.get(cid, max_bytes=self._spec.training.max_update_bytes)
 
-    async def _revealed(self, round_: int) -> Revealed:
+    async def _revealed(self, round_: int, patience_s: float = FETCH_S) -> Revealed:
         """Fetch every revealed update at once; one that cannot be had or is too large is refused."""
         rows = await trio.to_thread.run_sync(self._parts.rows.revealed, self._job, round_)
         spec = self._spec.training
@@ -148,11 +151,11 @@ class Settler:
                 updates[place] = await self._parts.store.get(
                     Cid.parse(row.cid),
                     max_bytes=spec.max_update_bytes,
-                    timeout_s=FETCH_S,
+                    timeout_s=patience_s,
                     providers=self._peer_ids(Address(row.node)),
                 )
             except BlobNotFound:
-                refused[place] = f"nobody delivered it within {FETCH_S:g} s"
+                refused[place] = f"nobody delivered it within {patience_s:g} s"
             except (CidMismatch, UpdateRefused) as bad:
                 refused[place] = bad.why or bad.what
 

@@ -132,7 +132,7 @@ def decode_binding(raw: bytes) -> Binding:
 
 @lru_cache(maxsize=512)
 def _signer_of(binding: Binding) -> Address | None:
-    from eth_account import Account  # half a second: only when a peer is met
+    from dfl_ledger.accounts import Account  # half a second: only when a peer is met
 
     # eth_account would also take a signature of another length or with another v; one form is enough.
     if len(binding.signature) != 65 or binding.signature[64] not in (27, 28):

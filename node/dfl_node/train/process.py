@@ -212,6 +212,9 @@ class ProcessTrainer:
         """One request and its answer. Raises what the worker raised, or WorkerDied."""
         async with self._turn:
             if self._worker is None or not self._worker.alive:
+                dead, self._worker = self._worker, None
+                if dead is not None:  # while nobody asked it anything
+                    await dead.kill()
                 self._worker = await self._start()
             worker, answered = self._worker, False
             try:

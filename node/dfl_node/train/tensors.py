@@ -33,7 +33,7 @@ def encode(state: Mapping[str, Array], schema: Schema) -> bytes:
     """The one byte form of a state. Raises UpdateRefused for NaN and Inf: such a state must not travel."""
     parts = [header(schema)]
     for spec in schema.tensors:
-        tensor = np.ascontiguousarray(state[spec.name], _DTYPES[spec.dtype])
+        tensor = np.asarray(state[spec.name], _DTYPES[spec.dtype], order="C")
         if tensor.shape != spec.shape:
             raise refusal(f"tensor {spec.name!r} has shape {list(tensor.shape)}, not {list(spec.shape)}")
         _check_numbers(spec.name, tensor, None)

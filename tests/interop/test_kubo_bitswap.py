@@ -1,0 +1,85 @@
+"""A real Kubo fetches by CID what a node published, and the other way round, over bitswap on libp2p."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from libp2p.abc import IHost
+from libp2p.peer.peerinfo import info_from_p2p_addr
+from multiaddr import Multiaddr
+from tests.conformance.blob_store import content
+from tests.interop.support import COMMAND_S, Kubo, kubo
+from tests.node.store.support import libp2p_host
+
+from dfl_ledger.records import Cid
+from dfl_node.store.bitswap import Bitswap
+from dfl_node.store.blocks import BlockFiles
+from dfl_node.store.local import LocalStore
+
+TWENTY_MB = 20_000_000
+SIZES = (0, 1, 300_000, TWENTY_MB)
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubo]:
+    with kubo(tmp_path_factory.mktemp("kubo")) as node:
+        yield node
+
+
+@asynccontextmanager
+async def node(folder: Path) -> AsyncIterator[tuple[IHost, LocalStore]]:
+    files = BlockFiles(folder)
+    async with libp2p_host() as host, trio.open_nursery() as nursery:
+        service = Bitswap(host, files)
+        await nursery.start(service.run)
+        yield host, LocalStore(files, [service])
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_kubo_fetches_what_we_published(
+    daemon: Kubo, tmp_path: Path, size: int, record_property: pytest.FixtureRequest
+) -> None:
+    data = content(size, seed=1)
+    output = tmp_path / "got"
+
+    async def story() -> float:
+        with trio.fail_after(COMMAND_S):
+            async with node(tmp_path / "store") as (host, store):
+                cid = await store.put(data)
+                address = str(host.get_addrs()[0])
+                assert await trio.to_thread.run_sync(lambda: daemon.do("connect", addr=address)[0]) == 0
+                code, seconds = await trio.to_thread.run_sync(
+                    lambda: daemon.do("get", cid=str(cid), file=str(output))
+                )
+                assert code == 0
+                return float(seconds)
+
+    seconds = trio.run(story)
+    assert output.read_bytes() == data
+    record_property("kubo_fetches_s", seconds)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_we_fetch_what_kubo_published(
+    daemon: Kubo, tmp_path: Path, size: int, record_property: pytest.FixtureRequest
+) -> None:
+    """With Kubo's defaults: CIDv0, chunks of 256 KiB, DAG-PB leaves with inline data."""
+    data = content(size, seed=2)
+    (tmp_path / "file").write_bytes(data)
+    text, _ = daemon.do("add", file=str(tmp_path / "file"))
+
+    async def story() -> float:
+        with trio.fail_after(COMMAND_S):
+            async with node(tmp_path / "store") as (host, store):
+                await host.connect(info_from_p2p_addr(Multiaddr(daemon.multiaddr)))
+                began = time.perf_counter()
+                assert await store.get(Cid.parse(text), max_bytes=size) == data
+                return time.perf_counter() - began
+
+    record_property("we_fetch_s", trio.run(story))  # type: ignore[operator]
