@@ -146,6 +146,21 @@ class LedgerRows:
             ).fetchall()
         return tuple(JobId(job) for (job,) in rows)
 
+    def awaited(self, job: int) -> tuple[Address, ...]:
+        """The nodes whose commitment or reveal the current phase waits for; empty in any other phase."""
+        with self._read() as db:
+            found = db.execute("SELECT phase, round FROM jobs WHERE job = ?", (job,)).fetchone()
+            if found is None or found[0] not in (Phase.COMMIT, Phase.REVEAL):
+                return ()
+            phase, round_ = found
+            committed = _nodes_of(db, job, round_, "ContributionCommitted")
+            if phase == Phase.REVEAL:
+                return tuple(sorted(committed - _nodes_of(db, job, round_, "ContributionRevealed")))
+            # who revealed in the last round is a member of this one without joining again
+            members = _nodes_of(db, job, round_, "NodeJoined")
+            members |= _nodes_of(db, job, round_ - 1, "ContributionRevealed")
+            return tuple(sorted(members - committed))
+
     def models(self, job: int, round_: int) -> tuple[Cid, Cid]:
         """A published round's parent and model. Raises UsageError if it was not published."""
         with self._read() as db:
@@ -303,6 +318,16 @@ def _kind(name: str) -> Kind:
     except KeyError:
         known = ", ".join(kind.name.lower() for kind in Kind)
         raise UsageError(f"{name!r:.40} is not a kind of contribution", why=f"known are {known}") from None
+
+
+def _nodes_of(db: sqlite3.Connection, job: int, round_: int, event: str) -> set[Address]:
+    """The nodes that an event of a round names."""
+    rows = db.execute(
+        "SELECT json_extract(args, '$.node') FROM events "
+        "WHERE job = ? AND name = ? AND json_extract(args, '$.round') = ?",
+        (job, event, round_),
+    ).fetchall()
+    return {Address(node) for (node,) in rows}
 
 
 def _leaves(db: sqlite3.Connection, job: int, round_: int) -> tuple[Leaf, ...]:

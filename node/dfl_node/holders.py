@@ -25,6 +25,7 @@ MAX_CIDS = 4
 MAX_REQUEST_BYTES = 1024
 KEPT = b"kept"
 FETCH_S = 20.0
+PATIENCE_S = 5.0
 
 # (job, wallet) -> the largest file the job may ask us to hold; None unless the wallet is a member of the job
 LimitFor = Callable[[JobId, Address], Awaitable[int | None]]
@@ -45,13 +46,13 @@ class Holders:
         job: JobId,
         cids: Sequence[Cid],
         members: Collection[Address],
-        *,
-        wanted: int,
-        patience_s: float,
+        wanted: int = 1,
+        patience_s: float = PATIENCE_S,
     ) -> int:
-        """Ask every connected member to hold the files; returns when `wanted` do, or after `patience_s`.
+        """Ask every connected one of `members` to hold the files.
 
-        Gives how many do by then. The requests that are still under way go on in `nursery`.
+        Returns when `wanted` do or after `patience_s`, with how many do by then. The requests that are still
+        under way go on in `nursery`.
         """
         peers = [peer for peer in self._channel.peers() if peer.address in members]
         wanted = min(wanted, len(peers))

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from dfl_ledger.errors import BlobNotFound, DflError, InsufficientFunds, SpecInvalid, UsageError
-from dfl_ledger.records import Cid, JobId, JobState
+from dfl_ledger.records import Cid, JobId, JobState, Phase
 from dfl_node import __version__, jobspec
 from dfl_node.api.service import DownloadBundle, JsonObject
 from dfl_node.config import Role
@@ -149,8 +149,13 @@ class Operator:
             )
         found: JsonObject = row.to_json()
         part = self._node.jobs.get(JobId(job))
+        found["awaited"] = await _in_thread(partial(self._parts.rows.awaited, JobId(job)))
         if part is not None and part.state.chain is not None:
-            found["live"] = _live(part.state.chain.job)
+            state = part.state.chain.job
+            found["live"] = _live(state)
+            if state.phase is Phase.AGGREGATE:
+                revealed = await _in_thread(partial(self._parts.rows.revealed, JobId(job), state.round))
+                found["awaited"] = [row.node for row in revealed[state.draw : state.draw + 1]]
         stats = await _in_thread(partial(self._parts.journal.rounds, JobId(job)))
         found["local_rounds"] = [dataclasses.asdict(row) for row in stats]
         return found

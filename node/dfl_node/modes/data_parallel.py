@@ -30,7 +30,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 RPC_RETRY_S = 1.0
-SHARE_S = 5.0
 # What a contract says to whoever comes second, or a moment early or late: part of life, not an error.
 RACES = frozenset(
     {
@@ -235,15 +234,14 @@ class DataParallelJob:
         log.info("published", job=self.job, round=action.round, model=str(cid))
 
     async def _share(self, round_: int, model: Cid) -> None:
-        """See to it that another member has the model, and the one update that we alone hold: ours."""
-        work = self._state.work
-        own = [work.cid] if work is not None and work.round == round_ else []
+        """See to it that another member has the model, and one has the update that we alone hold: ours."""
         rows = await trio.to_thread.run_sync(self._parts.rows.revealed, self.job, round_)
-        members = {Address(row.node) for row in rows}
-        kept = await self._parts.holders.ask(
-            self._nursery, self.job, [model, *own], members, wanted=1, patience_s=SHARE_S
-        )
-        if kept == 0 and len(members) > 1:
+        others = [Address(row.node) for row in rows if row.node != self._parts.ledger.address]
+        ask, work = self._parts.holders.ask, self._state.work
+        if work is not None and work.round == round_:
+            self._nursery.start_soon(ask, self._nursery, self.job, [work.cid], others[:1])
+        kept = await ask(self._nursery, self.job, [model], others)
+        if others and not kept:
             log.warning("nobody else holds the model yet", job=self.job, round=round_, model=str(model))
 
     # -- small things ---------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def shapley(values: Sequence[int]) -> tuple[Fraction, ...]:
 
     phi_i = sum over S without i of |S|! (n - |S| - 1)! / n! * (v(S + i) - v(S))
     """
-    n = len(values).bit_length() - 1
+    n = max(0, len(values).bit_length() - 1)
     if len(values) != 1 << n or values[0] != 0:
         raise ValueError("there must be a value for each of 2^n coalitions, 0 for the empty one")
     weight = [factorial(size) * factorial(n - size - 1) for size in range(n)]

@@ -118,7 +118,7 @@ def test_round_trip() -> None:
 
 
 @given(st.binary(max_size=60), st.integers(0, 400))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_damaged_files_are_read_or_refused(patch: bytes, place: int) -> None:
     data = bytearray(rows.write_npz(Rows(X, Y)))
     data[place : place + len(patch)] = patch
