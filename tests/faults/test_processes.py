@@ -25,7 +25,7 @@ def start(net: LocalNet, count: int) -> list[LocalNode]:
     for number in range(2, count + 1):
         net.add_node("--shard", f"{number}:{number}/{count}")
     net.wait_ready()
-    return net.nodes
+    return list(net.nodes)
 
 
 def ended(job: dict[str, Any]) -> bool:

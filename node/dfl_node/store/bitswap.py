@@ -273,6 +273,7 @@ class Bitswap:
 
     async def _answer(self, peer: ID, queue: _Queue) -> None:
         """One peer's questions, answered in order on one stream of ours, until it has no more."""
+        stream: INetStream | None = None
         try:
             with trio.fail_after(OPEN_S):
                 stream = await self._host.new_stream(peer, PROTOCOLS)
@@ -285,11 +286,13 @@ class Bitswap:
                 if not queue.wants:
                     with trio.move_on_after(LINGER_S):
                         await queue.news.wait()
-            await stream.close()
         except Exception as bad:  # py-libp2p raises many kinds; the peer is gone or does not listen
             log.info("peer cannot be answered over bitswap", peer=str(peer), why=str(bad) or repr(bad))
         finally:
+            # Without a wait since the last look at the questions: the next one starts a task of its own.
             del self._queues[peer]
+        if stream is not None:
+            await self._hang_up(stream, ())
 
     async def _next_answer(self, queue: _Queue, presences: bool) -> Message:
         message, size = Message(), 0

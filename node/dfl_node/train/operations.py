@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -192,6 +193,7 @@ class Operations:
         torch.set_num_threads(self._threads)
         torch.set_num_interop_threads(1)
         torch.set_deterministic_debug_mode("error")
+        gc.freeze()  # torch's own objects are there to stay: no collection need visit them
         self._ready = True
 
     def _schema(self, model: ModelConfig) -> Schema:

@@ -29,11 +29,13 @@ _NPY_MAGIC = b"\x93NUMPY"
 _NPY_LENGTH = {b"\1\0": struct.Struct("<H"), b"\2\0": struct.Struct("<I")}  # by format version
 # As numpy writes it. Matched and not evaluated: numpy's own reader runs a Python parser on it.
 _NPY_HEADER = re.compile(
-    rb"\{'descr': '(?P<dtype>[<|][uif][1248])', 'fortran_order': (?P<fortran>True|False), "
+    rb"\{'descr': '(?P<dtype>[<|](?:[ui][1248]|f[248]))', 'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>(?:\d{1,12},? ?){1,8})\),? ?\} *\n?"
 )
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 _ZIPFILE_TOO = (ValueError, OSError, EOFError, RuntimeError, NotImplementedError)  # zipfile on damaged files
+_ZIP_END = struct.Struct("<4s4H2LH")  # end of central directory; field 5 is the directory's size
+_MAX_DIRECTORY = 1_000  # bytes
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -68,6 +70,7 @@ def read_npz(data: bytes, *, max_bytes: int = MAX_DATA_BYTES) -> Rows:
 
     Raises UsageError, which names what is wrong, before it takes more than `max_bytes`.
     """
+    _check_directory(data)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
@@ -84,6 +87,16 @@ def read_npz(data: bytes, *, max_bytes: int = MAX_DATA_BYTES) -> Rows:
     return _checked(arrays["X.npy"], arrays["y.npy"])
 
 
+def _check_directory(data: bytes) -> None:
+    """zipfile reads the whole directory at once, and 64 MB of entries would take a gigabyte: the directory
+    of two members is small, ends the file, and needs no 64-bit extension."""
+    end = data[-_ZIP_END.size :]
+    if len(end) < _ZIP_END.size or _ZIP_END.unpack(end)[0] != b"PK\5\6":
+        raise _refusal("not a sound zip file (its directory is not at its end)")
+    if _ZIP_END.unpack(end)[5] > _MAX_DIRECTORY or data[-42:-38] == b"PK\6\7":
+        raise _refusal("it must hold X and y, and its directory holds more")
+
+
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[np.generic]:
     with archive.open(info) as member:
         content = member.read(info.file_size)  # never more, whatever the deflated stream holds
@@ -96,9 +109,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[np.
     found = _NPY_HEADER.fullmatch(content[start:end]) if end - start <= _MAX_NPY_HEADER else None
     if found is None or found["fortran"] == b"True":
         shown = content[start : min(end, start + 80)].decode("ascii", "replace").strip()
-        raise _refusal(
-            f"{info.filename} must hold plain numbers in C order, not Python objects (a pickle) or text: {shown}"
-        )
+        raise _refusal(f"{info.filename} must hold plain numbers in C order, no pickles and no text: {shown}")
     dtype = np.dtype(found["dtype"].decode())
     shape = tuple(int(side) for side in found["shape"].split(b",") if side.strip())
     if prod(shape) * dtype.itemsize != len(content) - end:

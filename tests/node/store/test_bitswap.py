@@ -204,16 +204,20 @@ def test_a_bad_peer_is_dropped_and_a_good_one_delivers(
     monkeypatch.setattr(bitswap, "HAVE_S", 0.2)
 
     async def story() -> None:
-        async with node(tmp_path / "here") as (here, mine), libp2p_host() as bad:
+        async with (
+            node(tmp_path / "here") as (here, mine),
+            node(tmp_path / "there") as (there, good),
+            libp2p_host() as bad,
+        ):
             Liar(bad, MISDEEDS[misdeed])
-            await dial(here, bad)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(dial, here, bad)
+                nursery.start_soon(dial, here, there)
             with pytest.raises(BlobNotFound):
-                await mine.get(BUILT.root, max_bytes=len(DATA), timeout_s=0.6)
+                await mine.get(BUILT.root, max_bytes=len(DATA), timeout_s=0.5)
             assert mine.traffic().received < 12 * MIB
-            async with node(tmp_path / "there") as (there, good):
-                await dial(here, there)
-                await good.put(DATA)
-                assert await mine.get(BUILT.root, max_bytes=len(DATA), timeout_s=15) == DATA
+            await good.put(DATA)
+            assert await mine.get(BUILT.root, max_bytes=len(DATA), timeout_s=15) == DATA
 
     run(story)
 

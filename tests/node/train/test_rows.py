@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -62,6 +63,13 @@ def understated() -> bytes:
     return bytes(data)
 
 
+def crowd() -> bytes:
+    """A directory of very many empty files."""
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    directory = entry * 100_000
+    return directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2, 2, len(directory), 0, 0)
+
+
 def relabelled() -> bytes:
     """An array that declares more than it holds."""
     content = npy(X).replace(b"(3, 4, 4)", b"(9, 9, 9)")
@@ -76,9 +84,13 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "no y": (lambda: saved(X=X), "must hold X and y"),
     "more": (lambda: saved(X=X, y=Y, z=Y), "must hold X and y"),
     "objects": (lambda: zipped(X=npy(X), y=npy(np.array([{}, 1, 2]), allow_pickle=True)), "pickle"),
+    "half a byte": (lambda: zipped(X=npy(X), y=npy(Y).replace(b"<i8", b"<f1")), "plain numbers"),
+    "big endian": (lambda: saved(X=X, y=Y.astype(">i4")), "plain numbers"),
+    "code": (lambda: zipped(X=npy(X), y=npy(Y).replace(b"(3,)", b"(3**9)")), "plain numbers"),
     "text": (lambda: saved(X=X, y=np.array(["a", "b", "c"])), "plain numbers"),
     "not npy": (lambda: zipped(X=b"X", y=npy(Y)), "not an NPY file"),
     "bomb": (bomb, "more than the"),
+    "100,000 members": (crowd, "its directory holds more"),
     "understated": (understated, "data file refused"),
     "wrong size": (relabelled, "not its size"),
     "fewer labels": (lambda: saved(X=X, y=Y[:2]), "equally many rows"),

@@ -1,0 +1,570 @@
+"""A network of twins in one trio loop and in virtual time: hours pass in a second, and every run is the same.
+
+A `Machine` is what survives a SIGKILL: wallet, node key, the files on its disk. A `Running` is a node on it,
+with a real journal and a real index. Kill = cancel its tasks; restart = new objects on the same machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+import structlog
+import trio
+from trio.testing import MockClock
+
+from dfl_ledger.accounts import Account
+from dfl_ledger.errors import ChainUnreachable, DflError
+from dfl_ledger.evidence import Evidence
+from dfl_ledger.indexer import Indexer
+from dfl_ledger.memory import MemoryChain, MemoryLedger
+from dfl_ledger.memory_chain import CAP_WEI, ETHER
+from dfl_ledger.query import LedgerRows
+from dfl_ledger.records import Address, Cid, Event, JobId, JobState, Phase
+from dfl_node import jobspec
+from dfl_node.holders import Holders
+from dfl_node.jobspec import JobSpec
+from dfl_node.journal import Journal
+from dfl_node.modes.data_parallel import DataParallelJob, model_config
+from dfl_node.modes.settlement import read_evidence
+from dfl_node.net.binding import sign_binding
+from dfl_node.net.memory import MemoryNetwork
+from dfl_node.operator import Operator
+from dfl_node.parts import Parts
+from dfl_node.store.memory import Fault as StoreFault
+from dfl_node.store.memory import MemoryStore, MemorySwarm
+from dfl_node.train.memory import MemoryTrainer
+from dfl_node.train.trainer import Assignment, DataConfig, ModelUpdate
+
+T = TypeVar("T")
+Story = Callable[["World"], Awaitable[None]]
+
+T0 = 1_750_000_000  # Unix seconds when a story begins
+POLL_S = 0.25
+TRAIN_S = 2.0
+BUDGET_WEI = 10**18 + 1  # a round's; odd, so that a division leaves a remainder
+REGISTRY = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")
+SPEC = """
+name = "story"
+app = "digits"
+[model]
+name = "mlp"
+[training]
+rounds = {rounds}
+local_steps = 5
+batch_size = 8
+lr = 0.1
+max_update_bytes = 4096
+[round]
+min_nodes = {min_nodes}
+quorum = {quorum}
+open_s = 40
+commit_s = 30
+reveal_s = 20
+aggregate_s = 40
+settle_s = {settle_s}
+challenge_s = 10
+[reward]
+round_budget = "1.000000000000000001"
+valuation = "shapley"
+"""
+
+
+class When(Enum):
+    BEFORE = "before"
+    AFTER = "after"
+
+
+@dataclass
+class Trap:
+    """Does something the first time a node is about to make a call, or has made it."""
+
+    call: str
+    when: When
+    spring: Callable[[Running], None]
+    of: str | None = None  # the machine's name; None = whoever comes first
+    round: int = 1  # not before this round
+    sprung: bool = False
+
+
+@dataclass
+class Machine:
+    """What outlives a node's process."""
+
+    name: str
+    path: Path
+    account: Any
+    peer_key: bytes
+    store: MemoryStore
+    trains: bool
+    shard: int
+    fault: StoreFault | None = None  # of its store, towards others
+    forge: Callable[[ModelUpdate], ModelUpdate] | None = None  # what it makes of its own updates
+    blocked: set[str] = field(default_factory=set)  # ledger calls that never get through
+    trained: Counter[int] = field(default_factory=Counter)  # round -> trainings begun
+
+    @property
+    def address(self) -> Address:
+        return Address(str(self.account.address))
+
+
+class Running:
+    """A node that runs on a machine, as far as jobs are concerned; see `dfl_node.peer`."""
+
+    def __init__(self, world: World, machine: Machine, parts: Parts, nursery: trio.Nursery) -> None:
+        self.world = world
+        self.machine = machine
+        self.parts = parts
+        self.jobs: dict[JobId, DataParallelJob] = {}
+        self.given_up: list[DflError] = []
+        self._considered: set[JobId] = set()
+        self._nursery = nursery
+
+    @property
+    def operator(self) -> Operator:
+        return Operator(SimpleNamespace(parts=self.parts, jobs=self.jobs))  # type: ignore[arg-type]
+
+    async def follow_chain(self) -> None:
+        while True:
+            try:
+                events = await trio.to_thread.run_sync(self.parts.index.step)
+            except DflError:
+                await trio.sleep(1)
+                continue
+            for event in events:
+                job = event.args.get("job")
+                if event.name == "JobCreated":
+                    self.consider(JobId(int(str(job))))
+                elif event.name == "Settled":
+                    self._nursery.start_soon(read_evidence, self.parts)
+                if job in self.jobs:
+                    self.jobs[JobId(int(str(job)))].notify()
+            if not events:
+                await trio.sleep(POLL_S)
+
+    def consider(self, job: JobId) -> None:
+        if job not in self._considered:
+            self._considered.add(job)
+            self._nursery.start_soon(self._run_job, job)
+
+    async def _run_job(self, job: JobId) -> None:
+        while True:
+            try:
+                state = await trio.to_thread.run_sync(self.parts.ledger.job, job)
+                assert state is not None
+                data = await self.parts.store.get(state.terms.spec, max_bytes=jobspec.MAX_SPEC_BYTES)
+                break
+            except DflError:
+                await trio.sleep(3)
+        part = DataParallelJob(
+            job, jobspec.decode(data), self.parts, bytes_sent=lambda: 0, clock=self.world.now
+        )
+        self.jobs[job] = part
+        try:
+            await part.run()
+        except* DflError as failures:
+            self.given_up += failures.exceptions  # type: ignore[arg-type]
+
+
+class World:
+    """The chain, the network, and every machine."""
+
+    def __init__(self, path: Path, clock: MockClock, nursery: trio.Nursery, seed: int) -> None:
+        self.clock = clock
+        self.chain = MemoryChain(lambda: int(self.now()), seed=b"story %d" % seed)
+        self.network = MemoryNetwork()
+        self.swarm = MemorySwarm()
+        self.machines: dict[str, Machine] = {}
+        self.running: dict[str, Running] = {}
+        self.traps: list[Trap] = []
+        self.rpc_down_until = 0.0
+        self.lose_answer: Callable[[str], bool] = lambda call: False
+        self._path = path
+        self._nursery = nursery
+        self._scopes: dict[str, trio.CancelScope] = {}
+
+    def now(self) -> float:
+        return T0 + self.clock.current_time()
+
+    # -- machines and nodes ---------------------------------------------------------------------------
+    def machine(self, name: str, *, trains: bool = True) -> Machine:
+        """A new machine with a funded and registered wallet."""
+        account, peer_key = _account(name), hashlib.sha256(name.encode()).digest()
+        path = self._path / name
+        path.mkdir()
+        binding = _binding(name, self.chain.chain_id)
+        del binding
+        store = self.swarm.store(_peer_id(name))
+        machine = Machine(name, path, account, peer_key, store, trains, len(self.machines) + 1)
+        self.machines[name] = machine
+        self.chain.fund(machine.address, vnx_wei=0 if trains else 1000 * ETHER)
+        MemoryLedger(self.chain, machine.address).register(peer_key, 0, [])
+        machine.store.fault = StoreFault.MISSING  # until it runs
+        return machine
+
+    async def start(self, name: str, *, trains: bool = True) -> Running:
+        """Start a node, on a new machine if there is none of this name."""
+        machine = self.machines.get(name) or self.machine(name, trains=trains)
+        assert name not in self.running
+        running: Running = await self._nursery.start(self._run, machine)
+        return running
+
+    def kill(self, name: str) -> None:
+        """As by SIGKILL: nothing more happens on this machine, and nobody is told."""
+        if name in self.running:
+            self.machines[name].store.fault = StoreFault.MISSING
+            del self.running[name]
+            self._scopes.pop(name).cancel()
+
+    async def _run(self, machine: Machine, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes[machine.name] = scope
+            async with AsyncExitStack() as stack:
+                nursery = await stack.enter_async_context(trio.open_nursery())
+                node = await self._open(machine, stack, nursery)
+                self.running[machine.name] = node
+                machine.store.fault = machine.fault
+                nursery.start_soon(node.follow_chain)
+                nursery.start_soon(read_evidence, node.parts)
+                for row in node.parts.rows.jobs():
+                    node.consider(row.job)
+                task_status.started(node)
+                await trio.sleep_forever()
+
+    async def _open(self, machine: Machine, stack: AsyncExitStack, nursery: trio.Nursery) -> Running:
+        binding = _binding(machine.name, self.chain.chain_id)
+        channel = await stack.enter_async_context(
+            self.network.open_channel(binding, peer_key=machine.peer_key)
+        )
+        for other in tuple(self.network.members.values()):
+            if other is not channel:
+                with suppress(DflError):
+                    await channel.connect(other.multiaddrs[0])
+        ledger: Any = WatchedLedger(self, machine)
+        path = machine.path / "ledger.sqlite"
+        index = Indexer(path, MemoryLedger(self.chain, machine.address), deployment_key="d", start_block=0)
+        index._ledger = ledger  # opened while the chain answers
+        stack.callback(index.close)
+        rows = LedgerRows(path)
+        stack.callback(rows.close)
+        data = {"digits": DataConfig("digits", None, (machine.shard, machine.shard, 12), None)}
+        box: list[Running] = []
+
+        async def limit_for(job: JobId, node: Address) -> int | None:
+            if job not in box[0].jobs or ledger.active_round(job, node) == 0:
+                return None
+            return box[0].jobs[job].spec.training.max_update_bytes
+
+        parts = Parts(
+            ledger=ledger,
+            index=index,
+            rows=rows,
+            store=machine.store,
+            channel=channel,
+            holders=Holders(channel, machine.store, limit_for),
+            trainer=WatchedTrainer(self, machine),
+            journal=WatchedJournal(self, machine),
+            data=data if machine.trains else {},
+            trains=machine.trains,
+        )
+        box.append(Running(self, machine, parts, nursery))
+        return box[0]
+
+    # -- what happens to them -------------------------------------------------------------------------
+    def trap(self, call: str, when: When, spring: Callable[[Running], None], **where: Any) -> Trap:
+        self.traps.append(Trap(call, when, spring, **where))
+        return self.traps[-1]
+
+    def spring(self, machine: Machine, call: str, when: When) -> None:
+        node = self.running.get(machine.name)
+        for trap in self.traps:
+            if (
+                node is not None
+                and not trap.sprung
+                and (trap.call, trap.when) == (call, when)
+                and trap.of in (None, machine.name)
+                and self.round >= trap.round
+            ):
+                trap.sprung = True
+                trap.spring(node)
+
+    @property
+    def round(self) -> int:
+        """Of the newest job."""
+        return max((job.round for job in self.chain.jobs.jobs.values()), default=0)
+
+    # -- jobs -----------------------------------------------------------------------------------------
+    async def submit(
+        self, *, rounds: int = 3, min_nodes: int = 3, quorum: int = 2, settle_s: int = 60
+    ) -> JobId:
+        """As the node "requester" does it."""
+        parts = self.running["requester"].parts
+        spec = jobspec.parse(
+            SPEC.format(rounds=rounds, min_nodes=min_nodes, quorum=quorum, settle_s=settle_s)
+        )
+        model = await parts.trainer.init_model(model_config(spec), spec.training.seed)
+        validation = await parts.store.put(await parts.trainer.validation_rows(spec.app))
+        spec = spec.with_validation(validation)
+        model_cid, spec_cid = await parts.store.put(model), await parts.store.put(spec.encode())
+        return MemoryLedger(self.chain, parts.ledger.address).create_job(spec.terms(spec_cid, model_cid))
+
+    def state(self, job: JobId = JobId(1)) -> JobState:  # noqa: B008  an int
+        return self.chain.jobs.jobs[job].state()
+
+    def job_events(self, name: str) -> list[Event]:
+        return [e for e in self.chain.blocks.events(0, 1 << 62) if e.name == name]
+
+    def mined_at(self, event: Event) -> int:
+        """Unix seconds."""
+        return self.chain.blocks._mined[event.block].timestamp
+
+    def contributions(self, name: str) -> list[int]:
+        """The rounds in which a machine's node revealed."""
+        me = self.machines[name].address
+        return [
+            int(str(e.args["round"])) for e in self.job_events("ContributionRevealed") if e.args["node"] == me
+        ]
+
+    async def until(self, holds: Callable[[], bool], what: str, within_s: float = 3600) -> None:
+        with trio.move_on_after(within_s) as patience:
+            while not holds():
+                await trio.sleep(POLL_S)
+        assert not patience.cancelled_caught, f"in {within_s} s it never came to this: {what}"
+
+    async def until_round(self, round_: int, phase: Phase) -> None:
+        await self.until(
+            lambda: (self.state().round, self.state().phase) == (round_, phase), f"{round_} {phase}"
+        )
+
+    async def until_over(self, job: JobId = JobId(1)) -> JobState:  # noqa: B008
+        """The job has ended, and every node that runs has nothing left to do for it."""
+        await self.until(lambda: self.state(job).phase.terminal, "the job ends")
+        await self.until(
+            lambda: all(job in n.jobs and n.jobs[job].closed.is_set() for n in self.running.values()),
+            "every node is done with the job",
+        )
+        await trio.sleep(20)  # the challenge window, and the index of everybody
+        return self.state(job)
+
+    # -- checks ---------------------------------------------------------------------------------------
+    def blob(self, cid: Cid) -> bytes | None:
+        """A file from whichever disk has it."""
+        from dfl_node.store.unixfs import Assembly
+
+        for store in self.swarm.stores.values():
+            assembly = Assembly(cid, 1 << 24)
+            store._fill_here(assembly)
+            if assembly.done:
+                return assembly.data()
+        return None
+
+    def evidence(self, round_: int) -> Evidence:
+        settlement, _ = self.chain.distributor.settlements[1, round_]
+        data = self.blob(settlement.evidence)
+        assert data is not None
+        return Evidence.decode(data)
+
+    async def check_models(self) -> None:
+        """Each published model is what a fresh trainer makes of the updates that its evidence accepts."""
+        spec, parent = self.spec(), self.state().terms.model
+        for event in self.job_events("ModelPublished"):
+            round_, model = int(str(event.args["round"])), _cid(event.args["model"])
+            refused = set()
+            if (1, round_) in self.chain.distributor.settlements:
+                entries = self.evidence(round_).entries
+                refused = {entry.index for entry in entries if not entry.accepted}
+            updates = []
+            for row in self.job_events("ContributionRevealed"):
+                if row.args["round"] == round_ and row.args["index"] not in refused:
+                    data = self.blob(_cid(row.args["update"]))
+                    assert data is not None
+                    updates.append((data, int(str(row.args["samples"]))))
+            parent_bytes = self.blob(parent)
+            assert parent_bytes is not None
+            again = await MemoryTrainer().aggregate(
+                model_config(spec), parent_bytes, updates, max_update_bytes=4096
+            )
+            assert self.blob(model) == again.model, f"round {round_}"
+            parent = model
+        assert self.state().model == parent
+
+    def spec(self) -> JobSpec:
+        data = self.blob(self.state().terms.spec)
+        assert data is not None
+        return jobspec.decode(data)
+
+    async def claim_all(self) -> int:
+        """Everybody claims twice; what the first time paid."""
+        total_wei = 0
+        for node in self.running.values():
+            total_wei += int((await node.operator.claim(None))["total_wei"])
+            assert (await node.operator.claim(None))["total_wei"] == "0"
+        return total_wei
+
+    def check_money(self) -> None:
+        """Nothing came from nowhere, nothing was paid twice, nothing is held that nobody can claim."""
+        chain, paid = self.chain, defaultdict[tuple[int, str], int](int)
+        assert sum(chain.token.balances.values()) == CAP_WEI
+        for number, job in chain.jobs.jobs.items():
+            escrow = job.terms.rounds * job.terms.round_budget_wei
+            assert 0 <= job.spent_wei + job.refunded_wei <= escrow
+            settled = [s for (j, _), (s, _) in sorted(chain.distributor.settlements.items()) if j == number]
+            assert job.spent_wei == (settled[-1].total_wei if settled else 0)
+        for event in self.job_events("Claimed"):
+            paid[int(str(event.args["job"])), str(event.args["account"])] += int(str(event.args["amount"]))
+        for (number, account), amount in paid.items():
+            last = max(r for j, r in chain.distributor.settlements if j == number)
+            leaves = {leaf.account: leaf.cumulative_wei for leaf in self.evidence(last).leaves}
+            assert amount <= leaves[Address(account)]
+        for name, key in (
+            ("ContributionRevealed", ("round", "node")),
+            ("ContributionCommitted", ("round", "node")),
+            ("ModelPublished", ("round",)),
+            ("Settled", ("round",)),
+        ):
+            seen = Counter(tuple(e.args[k] for k in ("job", *key)) for e in self.job_events(name))
+            assert not [what for what, times in seen.items() if times > 1], name
+
+    async def check_end(self) -> None:
+        """All of it, of a job that has ended: every wei of the escrow was earned or went back."""
+        state = self.state()
+        assert state.phase.terminal
+        escrow = state.terms.rounds * state.terms.round_budget_wei
+        assert state.spent_wei + state.refunded_wei == escrow
+        await self.check_models()
+        claimed = await self.claim_all()
+        self.check_money()
+        everybody = self.machines.keys() == self.running.keys()
+        assert claimed == state.spent_wei if everybody else claimed <= state.spent_wei
+        for node in self.running.values():
+            assert not node.given_up
+            assert node.parts.rows.index_state().missing_evidence == 0
+
+
+class WatchedLedger:
+    """A MemoryLedger behind an RPC endpoint that may be down, lose answers, or be the scene of a murder."""
+
+    def __init__(self, world: World, machine: Machine) -> None:
+        self._world, self._machine = world, machine
+        self._ledger = MemoryLedger(world.chain, machine.address)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._ledger, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any) -> Any:
+            self._world.spring(self._machine, name, When.BEFORE)
+            dead = self._machine.name not in self._world.running
+            down = self._world.now() < self._world.rpc_down_until
+            if dead or down or name in self._machine.blocked:
+                raise ChainUnreachable("the RPC endpoint does not answer", why="it is down")
+            result = found(*args)
+            self._world.spring(self._machine, name, When.AFTER)
+            if self._world.lose_answer(name):
+                raise ChainUnreachable("the RPC endpoint does not answer", why="the answer was lost")
+            return result
+
+        return call
+
+
+class WatchedTrainer(MemoryTrainer):
+    def __init__(self, world: World, machine: Machine) -> None:
+        super().__init__(train_s=TRAIN_S)
+        self._world, self._machine = world, machine
+
+    async def train(self, assignment: Assignment) -> ModelUpdate:
+        self._machine.trained[assignment.round] += 1
+        self._world.spring(self._machine, "train", When.BEFORE)
+        update = await super().train(assignment)
+        return self._machine.forge(update) if self._machine.forge else update
+
+
+class WatchedJournal(Journal):
+    def __init__(self, world: World, machine: Machine) -> None:
+        super().__init__(machine.path / "journal.sqlite")
+        self._world, self._machine = world, machine
+
+    def record(self, *args: Any, **named: Any) -> Any:
+        result = super().record(*args, **named)
+        self._world.spring(self._machine, "record", When.AFTER)
+        return result
+
+
+# -- running a story ----------------------------------------------------------------------------------------
+@contextmanager
+def virtual_time(monkeypatch: pytest.MonkeyPatch, seed: int) -> Iterator[MockClock]:
+    """A clock that jumps to the next deadline; threads run inline, tasks in an order fixed by the seed."""
+    from trio._core import _run
+
+    async def run_sync(call: Callable[..., T], *args: Any, **_: Any) -> T:
+        await trio.lowlevel.checkpoint()  # here a killed node ends: it makes no further call
+        return call(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", run_sync)
+        patch.setattr(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+        patch.setattr(_run, "_r", random.Random(seed))  # noqa: S311
+        structlog.configure(processors=[_drop])
+        try:
+            yield MockClock(autojump_threshold=0)
+        finally:
+            structlog.reset_defaults()
+
+
+def play(
+    story: Story, path: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int = 1, trainers: int = 3
+) -> None:
+    """Run a story among a requester and some trainers, called "a", "b", "c" ..."""
+    with virtual_time(monkeypatch, seed) as clock:
+
+        async def main() -> None:
+            async with open_world(path, clock, seed) as world:
+                await world.start("requester", trains=False)
+                for name in "abcdefgh"[:trainers]:
+                    await world.start(name)
+                await story(world)
+
+        trio.run(main, clock=clock)
+
+
+@asynccontextmanager
+async def open_world(path: Path, clock: MockClock, seed: int) -> AsyncIterator[World]:
+    async with trio.open_nursery() as nursery:
+        yield World(path, clock, nursery, seed)
+        nursery.cancel_scope.cancel()
+
+
+def _drop(*_: Any) -> Any:
+    raise structlog.DropEvent
+
+
+def _cid(digest: object) -> Cid:
+    return Cid.from_digest(bytes.fromhex(str(digest).removeprefix("0x")))
+
+
+@cache
+def _account(name: str) -> Any:
+    return Account.from_key(hashlib.sha256(f"wallet of {name}".encode()).digest())
+
+
+@cache
+def _binding(name: str, chain_id: int) -> Any:
+    key = hashlib.sha256(name.encode()).digest()
+    return sign_binding(_account(name), peer_key=key, chain_id=chain_id, registry=REGISTRY)
+
+
+def _peer_id(name: str) -> str:
+    from dfl_node.net.binding import peer_id_of
+
+    return peer_id_of(hashlib.sha256(name.encode()).digest())
