@@ -48,7 +48,7 @@ challenge_s = 1
 round_budget = "1"
 valuation = "leave-one-out"
 """
-MODEL_ARGS = "hidden = 1000"  # 1,195,170 parameters
+MODEL_ARGS = "hidden = 1000"  # 1,194,546 parameters
 TICK = os.sysconf("SC_CLK_TCK")
 
 

@@ -7,10 +7,12 @@ killed in between finds it again and neither loses nor repeats a round.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dfl_ledger.errors import StoreUnavailable
 from dfl_ledger.records import Cid, JobId
 from dfl_node.round import Work
 
@@ -40,47 +42,61 @@ class RoundStats:
 
 
 class Journal:
-    """SQLite with full durability. Calls block for a few milliseconds: run them in a thread."""
+    """SQLite with full durability. Calls block for a few milliseconds: run them in a thread.
+
+    Raises StoreUnavailable when SQLite cannot work: disk full, damaged, locked too long.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.touch(mode=0o600, exist_ok=True)
-        with closing(self._open()) as db, db:
+        with self._transaction() as db:
             db.executescript(_SCHEMA)
 
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=10, isolation_level="IMMEDIATE")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        return db
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self._path, timeout=10, isolation_level="IMMEDIATE")) as db:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+                with db:
+                    yield db
+        except sqlite3.Error as bad:
+            raise StoreUnavailable(f"the journal {self._path} does not work", why=str(bad)) from bad
 
-    def record(self, job: JobId, work: Work, *, loss: float, train_s: float) -> None:
-        """Keep work; the first record of a (job, round, parent) stands."""
-        with closing(self._open()) as db, db:
+    def record(self, job: JobId, work: Work, *, loss: float, train_s: float) -> Work:
+        """Keep work; the first record of a (job, round, parent) stands, and is what comes back.
+
+        Its salt may be in a commitment already.
+        """
+        with self._transaction() as db:
             db.execute(
                 "INSERT OR IGNORE INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (job, work.round, str(work.parent), str(work.cid), work.samples, work.salt, loss, train_s),
             )
+            row = db.execute(
+                f"{_SELECT_WORK} WHERE job = ? AND round = ? AND parent = ?",
+                (job, work.round, str(work.parent)),
+            ).fetchone()
+        return _work(row)
 
     def work(self, job: JobId) -> Work | None:
         """The newest work recorded for a job."""
-        with closing(self._open()) as db:
+        with self._transaction() as db:
             row = db.execute(
-                "SELECT round, parent, cid, samples, salt FROM work WHERE job = ? "
-                "ORDER BY round DESC, rowid DESC",
-                (job,),
+                f"{_SELECT_WORK} WHERE job = ? ORDER BY round DESC, rowid DESC", (job,)
             ).fetchone()
-        return row and Work(row[0], Cid.parse(row[1]), Cid.parse(row[2]), row[3], row[4])
+        return None if row is None else _work(row)
 
     def round_opened(self, job: JobId, round_: int, at: float) -> None:
-        with closing(self._open()) as db, db:
+        with self._transaction() as db:
             db.execute(
                 "INSERT OR IGNORE INTO round_stats (job, round, opened_at) VALUES (?, ?, ?)",
                 (job, round_, at),
             )
 
     def round_closed(self, job: JobId, round_: int, at: float, bytes_sent: int) -> None:
-        with closing(self._open()) as db, db:
+        with self._transaction() as db:
             db.execute(
                 "UPDATE round_stats SET closed_at = ?, bytes_sent = ? "
                 "WHERE job = ? AND round = ? AND closed_at IS NULL",
@@ -88,7 +104,7 @@ class Journal:
             )
 
     def rounds(self, job: JobId) -> tuple[RoundStats, ...]:
-        with closing(self._open()) as db:
+        with self._transaction() as db:
             rows = db.execute(
                 "SELECT s.round, opened_at, closed_at, bytes_sent, max(train_s), max(loss) "
                 "FROM round_stats s "
@@ -97,3 +113,11 @@ class Journal:
                 (job,),
             ).fetchall()
         return tuple(RoundStats(*row) for row in rows)
+
+
+_SELECT_WORK = "SELECT round, parent, cid, samples, salt FROM work"
+
+
+def _work(row: tuple[int, str, str, int, bytes]) -> Work:
+    round_, parent, cid, samples, salt = row
+    return Work(round_, Cid.parse(parent), Cid.parse(cid), samples, salt)

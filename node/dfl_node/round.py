@@ -170,9 +170,12 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Action, .
     match event:
         case ChainMoved():
             state = replace(state, chain=event)
-        case Trained(work):
-            done = frozenset(a for a in state.under_way if isinstance(a, Train))
-            state = replace(state, work=work, under_way=state.under_way - done)
+        case Trained(work):  # perhaps of a training that was abandoned too late, while the next one runs
+            state = replace(
+                state,
+                work=work if state.work is None or work.round >= state.work.round else state.work,
+                under_way=state.under_way - {Train(work.round, work.parent)},
+            )
         case Finished(action):
             state = replace(state, under_way=state.under_way - {action})
             # The chain has moved but its news is still on the way: do not ask for the same again.

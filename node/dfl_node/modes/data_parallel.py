@@ -69,7 +69,8 @@ class DataParallelJob:
         )
         self._report, self._events = trio.open_memory_channel[rounds.Event](math.inf)
         self._news = trio.Event()
-        self._training = trio.CancelScope()
+        self._trainings: dict[int, trio.CancelScope] = {}  # by round; at most two overlap, while one ends
+        self._rows_ended = False  # the ledger's rows have heard of the job's end
         self._nursery: trio.Nursery
 
     @property
@@ -94,13 +95,25 @@ class DataParallelJob:
                 event = await self._next_event()
                 self._state, actions = rounds.step(self._state, event, self._clock())
                 for action in actions:
-                    nursery.start_soon(self._perform, action)
+                    self._start(action)
             nursery.cancel_scope.cancel()
         self.closed.set()
+
+    def _start(self, action: rounds.Action) -> None:
+        match action:
+            case rounds.Abandon(round_):  # at once: later it might hit the training that follows
+                self._trainings[round_].cancel()
+            case rounds.Train(round_):
+                self._trainings[round_] = trio.CancelScope()
+                self._nursery.start_soon(self._perform, action)
+            case _:
+                self._nursery.start_soon(self._perform, action)
 
     def _over(self) -> bool:
         chain = self._state.chain
         if chain is None or not chain.job.phase.terminal or self._state.under_way:
+            return False
+        if not self._rows_ended:  # a round that we published may be among those still missing there
             return False
         owed_to_us = chain.job.requester == self._state.me and (chain.refundable_wei or chain.unsettled)
         ours_to_settle = any(u.settle_until > self._clock() for u in chain.unsettled)
@@ -111,6 +124,7 @@ class DataParallelJob:
         patience_s = math.inf if wake is None else max(0.0, wake - self._clock())
         with trio.move_on_after(patience_s):
             return await self._events.receive()
+        self._news.set()  # what is due by time alone, such as a refund, comes with no event of the chain
         return rounds.Tick()
 
     async def _follow_chain(self) -> None:
@@ -119,8 +133,8 @@ class DataParallelJob:
             self._news = trio.Event()
             try:
                 self._report.send_nowait(await self._look())
-            except ChainUnreachable as gone:
-                log.warning("chain unreachable", job=self.job, why=str(gone), retry_in_s=RPC_RETRY_S)
+            except DflError as gone:  # the RPC is silent or slow, or the disk is full: none is final
+                log.warning("chain not read", job=self.job, why=str(gone), retry_in_s=RPC_RETRY_S)
                 await trio.sleep(RPC_RETRY_S)
                 self._news.set()
 
@@ -145,6 +159,7 @@ class DataParallelJob:
         turn = ledger.may_aggregate_at(self.job, me) if revealed and job.phase is Phase.AGGREGATE else None
         unsettled = self._settler.unsettled(job)
         self._meter.see(job)
+        self._rows_ended = job.phase.terminal and self.job not in self._parts.rows.open_jobs()
         refundable = ledger.refundable_wei(self.job) if job.phase.terminal and job.requester == me else 0
         return ChainMoved(job, Mine(active, committed, revealed, turn), unsettled, refundable)
 
@@ -174,9 +189,6 @@ class DataParallelJob:
                 log.info("joined", job=self.job, from_round=round_)
             case rounds.Train():
                 await self._train(action)
-            case rounds.Abandon(round_):
-                log.info("round went on without us: training stopped", job=self.job, round=round_)
-                self._training.cancel()
             case rounds.Commit(work):
                 await in_thread(ledger.commit, self._contribution(work), work.salt)
                 log.info("committed", job=self.job, round=work.round)
@@ -197,8 +209,7 @@ class DataParallelJob:
     async def _train(self, action: rounds.Train) -> None:
         """parent -> H local steps -> update -> blob -> journal. The commitment is the next action."""
         spec, me = self.spec.training, self._parts.ledger.address
-        self._training = trio.CancelScope()
-        with self._training:
+        with self._trainings[action.round] as abandoned:
             parent = await self._parts.store.get(action.parent, max_bytes=spec.max_update_bytes)
             update = await self._parts.trainer.train(
                 Assignment(
@@ -212,9 +223,9 @@ class DataParallelJob:
                 )
             )
             cid = await self._parts.store.put(update.delta)
-            work = Work(action.round, action.parent, cid, update.samples, os.urandom(32))
-            await trio.to_thread.run_sync(
-                lambda: self._parts.journal.record(self.job, work, loss=update.loss, train_s=update.train_s)
+            made = Work(action.round, action.parent, cid, update.samples, os.urandom(32))
+            work = await trio.to_thread.run_sync(
+                lambda: self._parts.journal.record(self.job, made, loss=update.loss, train_s=update.train_s)
             )
             log.info(
                 "trained",
@@ -225,6 +236,8 @@ class DataParallelJob:
                 train_s=round(update.train_s, 3),
             )
             self._report.send_nowait(rounds.Trained(work))
+        if abandoned.cancelled_caught:
+            log.info("round went on without us: training stopped", job=self.job, round=action.round)
 
     async def _aggregate(self, action: rounds.Aggregate) -> None:
         """Updates in the order of their reveal -> one model -> blob -> chain."""

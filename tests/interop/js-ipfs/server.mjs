@@ -1,8 +1,10 @@
 // js-ipfs with its HTTP RPC, the one Kubo has, on a port of the system's choice and without any network.
 //
-//   node server.mjs REPO     prints the API's multiaddr, then serves until it is killed
+//   node server.mjs REPO     prints the API's multiaddr, then serves until its standard input ends
 import { create } from "ipfs-core";
 import { HttpApi } from "ipfs-http-server";
+
+process.stdin.resume().on("end", () => process.exit()); // so that it never outlives who started it
 
 const ipfs = await create({
   repo: process.argv[2],
