@@ -51,29 +51,27 @@ class Holders:
     ) -> int:
         """Ask every connected one of `members` to hold the files.
 
-        Returns when `wanted` do or after `patience_s`, with how many do by then. The requests that are still
-        under way go on in `nursery`.
+        Returns when `wanted` do, all have answered, or after `patience_s`, with how many do by then. The
+        requests that are still under way go on in `nursery`.
         """
         peers = [peer for peer in self._channel.peers() if peer.address in members]
-        wanted = min(wanted, len(peers))
-        kept, enough = 0, trio.Event()
+        awaited, kept, enough = len(peers), 0, trio.Event()
 
         async def ask_one(peer: Peer) -> None:
-            nonlocal kept
+            nonlocal awaited, kept
             body = codec.encode({"job": job, "cids": list(cids)})
             try:
                 reply = await self._channel.request(
                     peer.peer_id, PROTOCOL, body, max_reply_bytes=len(KEPT), timeout_s=FETCH_S
                 )
+                kept += reply == KEPT
             except DflError as failure:
                 log.debug("a member does not hold our files", peer=peer.peer_id, job=job, why=str(failure))
-                return
-            if reply == KEPT:
-                kept += 1
-                if kept >= wanted:
-                    enough.set()
+            awaited -= 1
+            if kept >= wanted or not awaited:
+                enough.set()
 
-        if wanted:
+        if peers:
             for peer in peers:
                 nursery.start_soon(ask_one, peer)
             with trio.move_on_after(patience_s):

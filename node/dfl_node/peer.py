@@ -47,6 +47,7 @@ from dfl_node.store.blob_store import BlobStore
 from dfl_node.store.blocks import BlockFiles
 from dfl_node.store.gateway import routes as gateway_routes
 from dfl_node.store.gateway_client import GatewayFetcher
+from dfl_node.store.kubo import KuboBlocks, KuboStore
 from dfl_node.store.local import LocalStore
 from dfl_node.train.process import ProcessTrainer, open_trainer
 
@@ -183,19 +184,24 @@ def _bind(account: LocalAccount, peer_key: bytes, deployment: Deployment) -> Bin
 async def _open_store(
     config: NodeConfig, channel: Libp2pChannel, stack: AsyncExitStack
 ) -> tuple[BlobStore, Sequence[BaseRoute], Sequence[Service]]:
-    """The embedded store, served over bitswap and the gateway; or a Kubo daemon, which serves by itself."""
-    if config.ipfs is not None:
-        from dfl_node.store.kubo import KuboStore
-
-        kubo = await trio.to_thread.run_sync(KuboStore, config.ipfs)
-        return kubo, (), ()
-    blocks = await trio.to_thread.run_sync(
-        lambda: BlockFiles(config.datadir / "store", max_store_bytes=config.max_store_bytes)
-    )
-    stack.callback(blocks.close)
-    bitswap = Bitswap(channel.host, blocks)
+    """The embedded store or a Kubo daemon's. Either is served over bitswap and the gateway, because peers
+    know this node and need not know its daemon."""
+    blocks: BlockFiles | KuboBlocks
+    store: BlobStore
     gateway = await stack.enter_async_context(GatewayFetcher(channel.peers).opened())
-    return LocalStore(blocks, (gateway, bitswap)), gateway_routes(blocks), (bitswap.run,)
+    if config.ipfs is not None:
+        blocks = KuboBlocks(config.ipfs)
+        await blocks.check()
+        bitswap = Bitswap(channel.host, blocks)
+        store = KuboStore(blocks, (gateway, bitswap))
+    else:
+        blocks = await trio.to_thread.run_sync(
+            lambda: BlockFiles(config.datadir / "store", max_store_bytes=config.max_store_bytes)
+        )
+        bitswap = Bitswap(channel.host, blocks)
+        store = LocalStore(blocks, (gateway, bitswap))
+    stack.callback(blocks.close)
+    return store, gateway_routes(blocks), (bitswap.run,)
 
 
 class Node:

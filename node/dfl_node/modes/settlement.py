@@ -6,7 +6,7 @@ arithmetic is fixed, so that any node that fetches the same files derives the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -44,6 +44,7 @@ class Revealed:
     rows: tuple[ContributionRow, ...]
     updates: tuple[bytes, ...]  # empty where `refused` says why
     refused: tuple[str, ...]  # empty text where nothing speaks against the update so far
+    all_here: bool  # nothing failed to arrive; what is too large or claims too much counts as arrived
 
     def weighted(self) -> list[tuple[bytes, int]]:
         """Every update with its weight, refused ones included so that places stay the same."""
@@ -58,6 +59,13 @@ class Revealed:
         inspected = iter(verdicts)
         return tuple(Verdict(False, why) if why else next(inspected) for why in self.refused)
 
+    def accepted(self, verdicts: tuple[Verdict, ...]) -> Revealed:
+        """Refuses all but what the model was made of. Raises BlobNotFound if some of that is not here."""
+        for row, verdict, why in zip(self.rows, verdicts, self.refused, strict=True):
+            if verdict.accepted and why:
+                raise BlobNotFound(f"update {row.cid} of contribution {row.id}", why=why)
+        return replace(self, refused=tuple("" if v.accepted else v.why for v in verdicts))
+
 
 class Settler:
     """Aggregates and settles the rounds of one job."""
@@ -69,6 +77,7 @@ class Settler:
         self._model = ModelConfig(spec.model.name, spec.model.args)
         self._publications: dict[int, tuple[Address, int]] = {}
         self._own: dict[int, tuple[Cid, tuple[Verdict, ...]]] = {}  # round -> the model we made of it
+        self._disputed: set[int] = set()  # rounds whose published model is not what its updates give
 
     # -- what is due ----------------------------------------------------------------------------------
     def unsettled(self, job: JobState) -> tuple[Unsettled, ...]:
@@ -88,7 +97,9 @@ class Settler:
             if now > until:
                 continue
             # The publisher has the first half of the window to itself, then whoever revealed in the round.
-            if publisher == me:
+            if round_ in self._disputed:
+                since = until + 1
+            elif publisher == me:
                 since = at
             elif self._parts.rows.contributions(node=me, job=self._job, round_=round_):
                 since = at + window_s // 2
@@ -142,8 +153,10 @@ class Settler:
         rows = await trio.to_thread.run_sync(self._parts.rows.revealed, self._job, round_)
         spec = self._spec.training
         updates, refused = [b""] * len(rows), [""] * len(rows)
+        all_here = True
 
         async def fetch(place: int, row: ContributionRow) -> None:
+            nonlocal all_here
             if row.samples > spec.local_steps * spec.batch_size:
                 refused[place] = f"declares {row.samples} samples, more than the job's steps can process"
                 return
@@ -154,15 +167,17 @@ class Settler:
                     timeout_s=patience_s,
                     providers=self._peer_ids(Address(row.node)),
                 )
-            except BlobNotFound:
-                refused[place] = f"nobody delivered it within {patience_s:g} s"
-            except (CidMismatch, UpdateRefused) as bad:
+            except UpdateRefused as bad:
                 refused[place] = bad.why or bad.what
+            except BlobNotFound:
+                all_here, refused[place] = False, f"nobody delivered it within {patience_s:g} s"
+            except CidMismatch as bad:
+                all_here, refused[place] = False, bad.why or bad.what
 
         async with trio.open_nursery() as nursery:
             for place, row in enumerate(rows):
                 nursery.start_soon(fetch, place, row)
-        return Revealed(tuple(rows), tuple(updates), tuple(refused))
+        return Revealed(tuple(rows), tuple(updates), tuple(refused), all_here)
 
     def _peer_ids(self, node: Address) -> tuple[str, ...]:
         return tuple(p.peer_id for p in self._parts.channel.peers() if p.address == node)
@@ -176,22 +191,38 @@ class Settler:
         """
         found = await self.evidence(round_)
         cid = await self._parts.store.put(found.encode())
+        await self._share(found, cid)
         await trio.to_thread.run_sync(self._parts.ledger.settle, found.settlement(cid))
         await trio.to_thread.run_sync(self._parts.index.add_evidence, found, cid)
         paid = sum(leaf.reward_wei for leaf in found.leaves)
         log.info("settled", job=self._job, round=round_, evidence=str(cid), paid_wei=str(paid))
+
+    async def _share(self, found: Evidence, cid: Cid) -> None:
+        """Nobody could claim, nor settle a later round, if the evidence died with us."""
+        others = {entry.node for entry in found.entries} - {self._parts.ledger.address}
+        async with trio.open_nursery() as nursery:
+            kept = await self._parts.holders.ask(nursery, self._job, [cid], others)
+            nursery.cancel_scope.cancel()
+        if others and not kept:
+            log.warning("nobody else holds the evidence yet", job=self._job, round=found.round)
 
     async def evidence(self, round_: int) -> Evidence:
         """Recompute everything a settlement of this round must say."""
         parent_cid, model_cid = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
         revealed = await self._revealed(round_)
         parent = await self._parent(parent_cid)
-        ours, verdicts = self._own.get(round_) or await self._aggregate(round_, revealed, parent)
+        own = self._own.get(round_)
+        if own is None or own[0] != model_cid:
+            own = await self._aggregate(round_, revealed, parent)
+        ours, verdicts = own
         if ours != model_cid:
+            if revealed.all_here:  # nothing will change our mind
+                self._disputed.add(round_)
             raise VerificationFailed(
                 f"the model of job {self._job} round {round_} is not what its updates give",
                 why=f"published {model_cid}, recomputed {ours}",
             )
+        revealed = revealed.accepted(verdicts)
         scores, method = await self._scores(revealed, parent)
         entries = tuple(
             EvidenceEntry(
@@ -237,8 +268,14 @@ class Settler:
         return tuple(0 if why else next(inspected) for why in revealed.refused), method
 
     async def _previous_leaves(self, round_: int) -> tuple[Leaf, ...]:
-        """The leaves of the last round settled before this one: cumulative rewards go on from there."""
+        """The leaves of the last round settled before this one: cumulative rewards go on from there.
+
+        Raises TimedOut when the ledger's rows lack that settlement: its leaves must not get lost.
+        """
         last = await trio.to_thread.run_sync(self._parts.rows.settled_before, self._job, round_)
+        state = await trio.to_thread.run_sync(self._parts.ledger.job, self._job)
+        if state is None or state.spent_wei != (last.total_wei if last else 0):
+            raise TimedOut(f"the ledger lacks a settlement of job {self._job}", why="the index lags")
         if last is None:
             return ()
         data = await self._parts.store.get(last.evidence, max_bytes=evidence.MAX_EVIDENCE_BYTES)

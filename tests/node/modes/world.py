@@ -25,7 +25,7 @@ from trio.testing import MockClock
 
 from dfl_ledger.accounts import Account
 from dfl_ledger.errors import ChainUnreachable, DflError
-from dfl_ledger.evidence import Evidence
+from dfl_ledger.evidence import MAX_EVIDENCE_BYTES, Evidence
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.memory import MemoryChain, MemoryLedger
 from dfl_ledger.memory_chain import CAP_WEI, ETHER
@@ -263,7 +263,7 @@ class World:
         async def limit_for(job: JobId, node: Address) -> int | None:
             if job not in box[0].jobs or ledger.active_round(job, node) == 0:
                 return None
-            return box[0].jobs[job].spec.training.max_update_bytes
+            return max(box[0].jobs[job].spec.training.max_update_bytes, MAX_EVIDENCE_BYTES)
 
         parts = Parts(
             ledger=ledger,
@@ -337,13 +337,18 @@ class World:
 
     async def until(self, holds: Callable[[], bool], what: str, within_s: float = 3600) -> None:
         with trio.move_on_after(within_s) as patience:
-            while not holds():
+            while not holds():  # noqa: ASYNC110  polling costs nothing in virtual time
                 await trio.sleep(POLL_S)
         assert not patience.cancelled_caught, f"in {within_s} s it never came to this: {what}"
 
     async def until_round(self, round_: int, phase: Phase) -> None:
+        """The phase has begun; a short one may be over by now."""
         await self.until(
-            lambda: (self.state().round, self.state().phase) == (round_, phase), f"{round_} {phase}"
+            lambda: any(
+                (e.args["round"], e.args["phase"]) == (round_, int(phase))
+                for e in self.job_events("PhaseChanged")
+            ),
+            f"round {round_} is in {phase.name}",
         )
 
     async def until_over(self, job: JobId = JobId(1)) -> JobState:  # noqa: B008
