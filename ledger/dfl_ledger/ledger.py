@@ -82,7 +82,7 @@ class Ledger(Protocol):
     def join(self, job: JobId) -> Receipt: ...
 
     def commit(self, contribution: Contribution, salt: bytes) -> Receipt:
-        """Bind to a contribution without showing it: H(job, round, parent, cid, kind, samples, node, salt)."""
+        """Bind to a contribution without showing it: H(job, round, parent, cid, …, node, salt)."""
         ...
 
     def committed(self, job: JobId, round_: int, node: Address) -> bool:
@@ -127,5 +127,5 @@ class Ledger(Protocol):
     def claimed_wei(self, job: JobId, account: Address, asset: int) -> int: ...
 
     def claim(self, job: JobId, round_: int, leaf: Leaf, proof: Sequence[ProofStep]) -> Receipt:
-        """Pay leaf.account what the leaf's cumulative reward exceeds earlier claims by. Anyone may send it."""
+        """Pay leaf.account what its cumulative reward exceeds earlier claims by. Anyone may send it."""
         ...

@@ -1,4 +1,4 @@
-"""What this node must not forget: its own work, before the chain hears of it, and how its rounds went.
+"""What this node must not forget: its own work and models, before the chain hears of them, and its rounds.
 
 A commitment can only be revealed with its salt, so the work is on disk before the commitment is sent: a node
 killed in between finds it again and neither loses nor repeats a round.
@@ -6,8 +6,9 @@ killed in between finds it again and neither loses nor repeats a round.
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,18 @@ from pathlib import Path
 from dfl_ledger.errors import StoreUnavailable
 from dfl_ledger.records import Cid, JobId
 from dfl_node.round import Work
+from dfl_node.train.trainer import Verdict
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS work (
     job INTEGER NOT NULL, round INTEGER NOT NULL, parent TEXT NOT NULL, cid TEXT NOT NULL,
     samples INTEGER NOT NULL, salt BLOB NOT NULL, loss REAL NOT NULL, train_s REAL NOT NULL,
     PRIMARY KEY (job, round, parent)
+) STRICT;
+CREATE TABLE IF NOT EXISTS aggregates (
+    job INTEGER NOT NULL, round INTEGER NOT NULL, model TEXT NOT NULL,
+    refusals TEXT NOT NULL, -- JSON: why each update was refused, in the order of reveal; null = accepted
+    PRIMARY KEY (job, round, model)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS round_stats (
     job INTEGER NOT NULL, round INTEGER NOT NULL, opened_at REAL NOT NULL, closed_at REAL,
@@ -87,6 +94,23 @@ class Journal:
                 f"{_SELECT_WORK} WHERE job = ? ORDER BY round DESC, rowid DESC", (job,)
             ).fetchone()
         return None if row is None else _work(row)
+
+    def aggregated(self, job: JobId, round_: int, model: Cid, verdicts: Sequence[Verdict]) -> None:
+        """Keep which updates a model was made of: one that arrives later must not change the judgement."""
+        refusals = json.dumps([None if verdict.accepted else verdict.why for verdict in verdicts])
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO aggregates VALUES (?, ?, ?, ?)", (job, round_, str(model), refusals)
+            )
+
+    def verdicts(self, job: JobId, round_: int, model: Cid) -> tuple[Verdict, ...] | None:
+        """What this node made the model of; None if it made none like it."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT refusals FROM aggregates WHERE job = ? AND round = ? AND model = ?",
+                (job, round_, str(model)),
+            ).fetchone()
+        return row and tuple(Verdict(why is None, why or "") for why in json.loads(row[0]))
 
     def round_opened(self, job: JobId, round_: int, at: float) -> None:
         with self._transaction() as db:

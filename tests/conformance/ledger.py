@@ -6,6 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
+from dfl_ledger.errors import InsufficientFunds
+from dfl_ledger.merkle import SumTree
+from dfl_ledger.records import Cid, Kind, Phase
 from tests.conformance.ledger_story import (
     BUDGET,
     ETHER,
@@ -28,10 +32,6 @@ from tests.conformance.ledger_story import (
     whole_life_of_a_job,
     work,
 )
-
-from dfl_ledger.errors import InsufficientFunds
-from dfl_ledger.merkle import SumTree
-from dfl_ledger.records import Cid, Kind, Phase
 
 
 def check_whole_life_of_a_job(world: World) -> None:

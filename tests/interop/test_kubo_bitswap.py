@@ -13,15 +13,15 @@ import trio
 from libp2p.abc import IHost
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from multiaddr import Multiaddr
-from tests.conformance.blob_store import content
-from tests.interop.support import COMMAND_S, Kubo, kubo
-from tests.node.net.support import config_of
 
 from dfl_ledger.records import Cid
 from dfl_node.net.libp2p_channel import open_channel
 from dfl_node.store.bitswap import Bitswap
 from dfl_node.store.blocks import BlockFiles
 from dfl_node.store.local import LocalStore
+from tests.conformance.blob_store import content
+from tests.interop.support import COMMAND_S, Kubo, kubo
+from tests.node.net.support import config_of
 
 log = structlog.get_logger(__name__)
 

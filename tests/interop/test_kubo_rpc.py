@@ -14,10 +14,6 @@ from pathlib import Path
 import ipfshttpclient
 import pytest
 import trio
-from tests.conformance import blob_store as suite
-from tests.conformance.blob_store import content
-from tests.interop.support import js_ipfs
-from tests.node.store.support import dial, gateway, libp2p_host, over_gateway, peer
 
 from dfl_ledger.errors import BlobNotFound
 from dfl_ledger.records import Cid
@@ -28,6 +24,10 @@ from dfl_node.store.gateway_client import GatewayFetcher
 from dfl_node.store.kubo import KuboBlocks, KuboStore, parse_cid
 from dfl_node.store.local import LocalStore
 from dfl_node.store.unixfs import CHUNK_BYTES
+from tests.conformance import blob_store as suite
+from tests.conformance.blob_store import content
+from tests.interop.support import js_ipfs
+from tests.node.store.support import dial, gateway, libp2p_host, over_gateway, peer
 
 # urllib3 2 warns of a parameter that ipfshttpclient passes; kubo.py silences it, pytest turns it on again.
 pytestmark = pytest.mark.filterwarnings("ignore:The 'strict' parameter:FutureWarning")

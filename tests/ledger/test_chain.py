@@ -10,6 +10,15 @@ from pathlib import Path
 
 import pytest
 from eth_abi.abi import encode
+
+from dfl_ledger.chain import ChainLedger
+from dfl_ledger.contracts import decode_error, error_table, load
+from dfl_ledger.devchain import dev_chain
+from dfl_ledger.errors import RangeTooLarge, WalletError, WrongChain
+from dfl_ledger.ledger import Ledger
+from dfl_ledger.records import Address, Event, JobId
+from dfl_ledger.rpc import Rpc, RpcError
+from dfl_ledger.transactions import FeePolicy, Writer
 from tests.conformance.ledger import CHECKS
 from tests.conformance.ledger_story import (
     BUDGET,
@@ -21,15 +30,6 @@ from tests.conformance.ledger_story import (
     whole_life_of_a_job,
 )
 from tests.ledger.conftest import ChainWorld, MemoryWorld
-
-from dfl_ledger.chain import ChainLedger
-from dfl_ledger.contracts import decode_error, error_table, load
-from dfl_ledger.devchain import dev_chain
-from dfl_ledger.errors import RangeTooLarge, WalletError, WrongChain
-from dfl_ledger.ledger import Ledger
-from dfl_ledger.records import Address, Event, JobId
-from dfl_ledger.rpc import Rpc, RpcError
-from dfl_ledger.transactions import FeePolicy, Writer
 
 # What time and the draw decide, which the twin's chain decides otherwise.
 _BY_CHANCE = {"deadline", "claimableAt", "aggregator", "settler"}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ledger.conftest import ChainWorld
 
 from dfl_ledger.contracts import CONTRACTS, load
 from dfl_ledger.deploy import Deployment, deploy, find_deployment
@@ -15,6 +14,7 @@ from dfl_ledger.devchain import CHAIN_ID, DevChain, treasury
 from dfl_ledger.errors import InsufficientFunds, UsageError
 from dfl_ledger.records import Address
 from dfl_ledger.rpc import Rpc
+from tests.ledger.conftest import ChainWorld
 
 DEPLOYMENT = Deployment(
     31337,

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.ledger.fake_chain import BUDGET_WEI, address, cid, with_leaf
 
 from dfl_ledger import codec, evidence
 from dfl_ledger.errors import VerificationFailed
 from dfl_ledger.evidence import Evidence, EvidenceEntry, split
 from dfl_ledger.merkle import SumTree, leaf_key, verify
 from dfl_ledger.records import Address, JobId, Leaf
+from tests.ledger.fake_chain import BUDGET_WEI, address, cid, with_leaf
 
 
 def entry(index: int, score: int = 0, *, accepted: bool = True, node: int | None = None) -> EvidenceEntry:

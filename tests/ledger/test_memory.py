@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from tests.conformance.ledger import CHECKS
-from tests.conformance.ledger_story import World, member, refused
-from tests.ledger.conftest import MemoryWorld
 
 from dfl_ledger.errors import InsufficientFunds, UsageError
 from dfl_ledger.ledger import Ledger
 from dfl_ledger.memory import MemoryChain, MemoryLedger
 from dfl_ledger.records import Address
+from tests.conformance.ledger import CHECKS
+from tests.conformance.ledger_story import World, member, refused
+from tests.ledger.conftest import MemoryWorld
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

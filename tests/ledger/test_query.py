@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ledger.fake_chain import BUDGET_WEI, FakeChain, JobStory, address, cid, hex32, register
 
 from dfl_ledger.errors import NodeNotRunning, UsageError
 from dfl_ledger.evidence import Evidence
@@ -19,6 +18,7 @@ from dfl_ledger.indexer import Indexer
 from dfl_ledger.merkle import verify
 from dfl_ledger.query import LedgerRows, open_ledger
 from dfl_ledger.records import Cid, Kind
+from tests.ledger.fake_chain import BUDGET_WEI, FakeChain, JobStory, address, cid, hex32, register
 
 CONTRIBUTION_FIELDS = [
     *("id", "node", "job", "round", "kind", "cid", "parent", "samples"),

@@ -11,8 +11,6 @@ from itertools import pairwise
 
 import pytest
 import structlog
-from tests.conformance.ledger_story import TERMS, commit_all, member
-from tests.ledger.conftest import ChainWorld
 
 from dfl_ledger.accounts import LocalAccount
 from dfl_ledger.chain import ChainLedger
@@ -21,6 +19,8 @@ from dfl_ledger.errors import ChainUnreachable, DflError, InsufficientFunds, Rev
 from dfl_ledger.records import Address
 from dfl_ledger.rpc import Rpc
 from dfl_ledger.transactions import FeePolicy, Fees, Writer
+from tests.conformance.ledger_story import TERMS, commit_all, member
+from tests.ledger.conftest import ChainWorld
 
 REGISTER = load("NodeRegistry").encode("register", b"k" * 32, 0, [])
 

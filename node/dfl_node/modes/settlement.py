@@ -76,7 +76,6 @@ class Settler:
         self._parts = parts
         self._model = ModelConfig(spec.model.name, spec.model.args)
         self._publications: dict[int, tuple[Address, int]] = {}
-        self._own: dict[int, tuple[Cid, tuple[Verdict, ...]]] = {}  # round -> the model we made of it
         self._disputed: set[int] = set()  # rounds whose published model is not what its updates give
 
     # -- what is due ----------------------------------------------------------------------------------
@@ -135,8 +134,10 @@ class Settler:
                 log.warning(
                     "update refused", job=self._job, contribution=row.id, node=row.node, why=verdict.why
                 )
-        self._own[round_] = await self._parts.store.put(result.model), verdicts
-        return self._own[round_]
+        model = await self._parts.store.put(result.model)
+        # Whoever settles must judge as the aggregator did, even if it is killed in between.
+        await trio.to_thread.run_sync(self._parts.journal.aggregated, self._job, round_, model, verdicts)
+        return model, verdicts
 
     async def _rows_complete(self, round_: int, reveals: int) -> None:
         for _ in range(int(ROWS_S / ROWS_LOOK_S)):
@@ -211,17 +212,17 @@ class Settler:
         parent_cid, model_cid = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
         revealed = await self._revealed(round_)
         parent = await self._parent(parent_cid)
-        own = self._own.get(round_)
-        if own is None or own[0] != model_cid:
-            own = await self._aggregate(round_, revealed, parent)
-        ours, verdicts = own
-        if ours != model_cid:
-            if revealed.all_here:  # nothing will change our mind
-                self._disputed.add(round_)
-            raise VerificationFailed(
-                f"the model of job {self._job} round {round_} is not what its updates give",
-                why=f"published {model_cid}, recomputed {ours}",
-            )
+        journal = self._parts.journal
+        verdicts = await trio.to_thread.run_sync(journal.verdicts, self._job, round_, model_cid)
+        if verdicts is None:
+            ours, verdicts = await self._aggregate(round_, revealed, parent)
+            if ours != model_cid:
+                if revealed.all_here:  # nothing will change our mind
+                    self._disputed.add(round_)
+                raise VerificationFailed(
+                    f"the model of job {self._job} round {round_} is not what its updates give",
+                    why=f"published {model_cid}, recomputed {ours}",
+                )
         revealed = revealed.accepted(verdicts)
         scores, method = await self._scores(revealed, parent)
         entries = tuple(

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dfl_ledger.indexer import Indexer
+from dfl_ledger.records import Event
 from tests.ledger.fake_chain import (
     FakeChain,
     JobStory,
 )
-
-from dfl_ledger.indexer import Indexer
-from dfl_ledger.records import Event
 
 DERIVED = ("nodes", "jobs", "rounds", "contributions", "settlements", "leaves", "claims")
 OpenIndexer = Callable[..., Indexer]

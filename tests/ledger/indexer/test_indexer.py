@@ -14,6 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dfl_ledger.errors import (
+    ChainUnreachable,
+    StoreUnavailable,
+    UsageError,
+    VerificationFailed,
+    WrongChain,
+)
+from dfl_ledger.query import open_ledger
 from tests.ledger.fake_chain import (
     BUDGET_WEI,
     FakeChain,
@@ -24,15 +33,6 @@ from tests.ledger.fake_chain import (
     register,
 )
 from tests.ledger.indexer.conftest import DERIVED, OpenIndexer, catch_up, dump, three_rounds
-
-from dfl_ledger.errors import (
-    ChainUnreachable,
-    StoreUnavailable,
-    UsageError,
-    VerificationFailed,
-    WrongChain,
-)
-from dfl_ledger.query import open_ledger
 
 
 # -- completeness -----------------------------------------------------------------------------------------

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from dfl_ledger.errors import (
+    VerificationFailed,
+)
+from dfl_ledger.evidence import Evidence
+from dfl_ledger.indexer import Indexer
+from dfl_ledger.query import open_ledger
+from dfl_ledger.records import Leaf
 from tests.ledger.fake_chain import (
     BUDGET_WEI,
     FakeChain,
@@ -17,14 +25,6 @@ from tests.ledger.fake_chain import (
     with_leaf,
 )
 from tests.ledger.indexer.conftest import DERIVED, OpenIndexer, catch_up, dump
-
-from dfl_ledger.errors import (
-    VerificationFailed,
-)
-from dfl_ledger.evidence import Evidence
-from dfl_ledger.indexer import Indexer
-from dfl_ledger.query import open_ledger
-from dfl_ledger.records import Leaf
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.conformance.ledger import BUDGET, TERMS, World, cid, member, play_round, state
-from tests.conformance.ledger import whole_life_of_a_job as live
-from tests.ledger.conftest import ChainWorld, MemoryWorld
 
 from dfl_ledger.evidence import Evidence, EvidenceEntry, split
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.ledger import Ledger
 from dfl_ledger.query import LedgerRows, open_ledger
 from dfl_ledger.records import Address, Cid, JobId
+from tests.conformance.ledger import BUDGET, TERMS, World, cid, member, play_round, state
+from tests.conformance.ledger import whole_life_of_a_job as live
+from tests.ledger.conftest import ChainWorld, MemoryWorld
 
 
 def evidence_of(rows: LedgerRows, job: JobId, round_: int, scores: Sequence[int]) -> Evidence:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from dfl_ledger.evidence import Evidence
+from dfl_ledger.indexer import Indexer
+from dfl_ledger.query import open_ledger
 from tests.ledger.fake_chain import (
     BUDGET_WEI,
     FakeChain,
@@ -12,10 +16,6 @@ from tests.ledger.fake_chain import (
     register,
 )
 from tests.ledger.indexer.conftest import DERIVED, OpenIndexer, catch_up, dump, three_rounds
-
-from dfl_ledger.evidence import Evidence
-from dfl_ledger.indexer import Indexer
-from dfl_ledger.query import open_ledger
 
 
 def settled_round(chain: FakeChain, story: JobStory, indexer: Indexer) -> Evidence:

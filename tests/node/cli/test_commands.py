@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.ledger.fake_chain import FakeChain, JobStory, address
 
 from dfl_ledger.errors import (
     BlobNotFound,
@@ -26,6 +25,7 @@ from dfl_node.api.service import BUNDLE_FILES
 from dfl_node.cli import job as job_module
 from dfl_node.datadir import NodeFile, ledger_path, write_node_file, write_peers
 from dfl_node.train.trainer import Evaluation
+from tests.ledger.fake_chain import FakeChain, JobStory, address
 
 SPEC = """
 name = "digits"

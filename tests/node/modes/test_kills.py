@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.node.modes.world import Running, When, World, play
 
 from dfl_ledger.records import Phase
+from tests.node.modes.world import Running, When, World, play
 
 
 class KillPoint(Enum):

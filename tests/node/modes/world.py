@@ -24,7 +24,7 @@ import trio
 from trio.testing import MockClock
 
 from dfl_ledger.accounts import Account
-from dfl_ledger.errors import ChainUnreachable, DflError
+from dfl_ledger.errors import ChainUnreachable, DflError, StoreUnavailable
 from dfl_ledger.evidence import MAX_EVIDENCE_BYTES, Evidence
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.memory import MemoryChain, MemoryLedger
@@ -380,18 +380,25 @@ class World:
         return Evidence.decode(data)
 
     async def check_models(self) -> None:
-        """Each published model is what a fresh trainer makes of the updates that its evidence accepts."""
+        """Each published model is what a fresh trainer makes of the updates that its aggregator accepted.
+
+        The evidence, where the round was settled, says the same of each update.
+        """
         spec, parent = self.spec(), self.state().terms.model
         for event in self.job_events("ModelPublished"):
-            round_, model = int(str(event.args["round"])), _cid(event.args["model"])
-            refused = set()
+            round_, model = int(str(event.args["round"])), cid_of(event.args["model"])
+            (machine,) = (m for m in self.machines.values() if m.address == event.args["aggregator"])
+            journal = Journal(machine.path / "journal.sqlite")
+            verdicts = journal.verdicts(JobId(1), round_, model)
+            assert verdicts is not None
+            refused = {index for index, verdict in enumerate(verdicts) if not verdict.accepted}
             if (1, round_) in self.chain.distributor.settlements:
                 entries = self.evidence(round_).entries
-                refused = {entry.index for entry in entries if not entry.accepted}
+                assert refused == {entry.index for entry in entries if not entry.accepted}
             updates = []
             for row in self.job_events("ContributionRevealed"):
                 if row.args["round"] == round_ and row.args["index"] not in refused:
-                    data = self.blob(_cid(row.args["update"]))
+                    data = self.blob(cid_of(row.args["update"]))
                     assert data is not None
                     updates.append((data, int(str(row.args["samples"]))))
             parent_bytes = self.blob(parent)
@@ -501,6 +508,9 @@ class WatchedJournal(Journal):
         self._world, self._machine = world, machine
 
     def record(self, *args: Any, **named: Any) -> Any:
+        self._world.spring(self._machine, "record", When.BEFORE)
+        if self._machine.name not in self._world.running:
+            raise StoreUnavailable("a dead process writes no journal")
         result = super().record(*args, **named)
         self._world.spring(self._machine, "record", When.AFTER)
         return result
@@ -554,7 +564,7 @@ def _drop(*_: Any) -> Any:
     raise structlog.DropEvent
 
 
-def _cid(digest: object) -> Cid:
+def cid_of(digest: object) -> Cid:
     return Cid.from_digest(bytes.fromhex(str(digest).removeprefix("0x")))
 
 

@@ -13,8 +13,6 @@ from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
-from tests.conformance.channel import PATIENCE_S
-from tests.node.net.support import bound, config_of
 
 from dfl_node.net.binding import Binding
 from dfl_node.net.config import NetLimits
@@ -22,6 +20,8 @@ from dfl_node.net.host import NodeHost, open_host
 from dfl_node.net.libp2p_channel import Libp2pChannel, open_channel
 from dfl_node.net.services import Tasks
 from dfl_node.net.wire import HELLO, Hello, encode_hello, read_frame, write_frame
+from tests.conformance.channel import PATIENCE_S
+from tests.node.net.support import bound, config_of
 
 
 @asynccontextmanager

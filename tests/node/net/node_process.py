@@ -11,11 +11,11 @@ from pathlib import Path
 
 import structlog
 import trio
-from tests.conformance.channel import ECHO, echo
-from tests.node.net.support import config_of
 
 from dfl_node.net.config import NetConfig
 from dfl_node.net.libp2p_channel import Libp2pChannel, open_channel
+from tests.conformance.channel import ECHO, echo
+from tests.node.net.support import config_of
 
 
 def say(channel: Libp2pChannel) -> None:

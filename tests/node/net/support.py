@@ -11,7 +11,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from eth_account import Account
 from eth_account.signers.local import LocalAccount
-from tests.conformance.channel import BACKLOG
 
 from dfl_ledger.records import Address
 from dfl_node.net.binding import Binding, sign_binding
@@ -19,6 +18,7 @@ from dfl_node.net.channel import Channel
 from dfl_node.net.config import NetConfig, NetLimits
 from dfl_node.net.libp2p_channel import Libp2pChannel, open_channel
 from dfl_node.net.memory import MemoryNetwork
+from tests.conformance.channel import BACKLOG
 
 CHAIN_ID = 31337
 REGISTRY = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")

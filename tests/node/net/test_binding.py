@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.id import ID
-from tests.node.net.support import CHAIN_ID, REGISTRY, bound, key_of, seed_of, wallet_of
 
 from dfl_ledger.errors import BindingInvalid
 from dfl_ledger.records import Address
@@ -24,6 +23,7 @@ from dfl_node.net.binding import (
     peer_key_of,
     verify_binding,
 )
+from tests.node.net.support import CHAIN_ID, REGISTRY, bound, key_of, seed_of, wallet_of
 
 OTHER = Address("0x" + "11" * 20)
 

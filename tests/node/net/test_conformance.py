@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
+from trio.testing import MockClock
+
 from tests.conformance.channel import CHECKS, World
 from tests.node.net.support import Libp2pWorld, MemoryWorld
-from trio.testing import MockClock
 
 Check = Callable[[World], Awaitable[None]]
 

@@ -9,9 +9,6 @@ import trio
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
-from tests.conformance.channel import eventually
-from tests.node.net.attack import raw_host, say_hello, stream_ends
-from tests.node.net.support import CHAIN_ID, REGISTRY, bound, config_of
 
 from dfl_ledger.errors import BindingInvalid, PeerMisbehaved, PeerUnreachable
 from dfl_ledger.records import Address
@@ -22,6 +19,9 @@ from dfl_node.net.host import open_host
 from dfl_node.net.libp2p_channel import open_channel
 from dfl_node.net.services import Tasks
 from dfl_node.net.wire import HELLO, Hello, encode_hello, read_frame, write_frame
+from tests.conformance.channel import eventually
+from tests.node.net.attack import raw_host, say_hello, stream_ends
+from tests.node.net.support import CHAIN_ID, REGISTRY, bound, config_of
 
 
 def forged(binding: Binding) -> Binding:

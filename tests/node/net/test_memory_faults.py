@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from tests.conformance.channel import ECHO, echo
-from tests.node.net.support import bound, key_of, seed_of
 from trio.testing import MockClock
 
 from dfl_ledger.errors import BindingInvalid, PeerUnreachable, TimedOut
 from dfl_node.net.memory import Fault, MemoryChannel, MemoryNetwork
+from tests.conformance.channel import ECHO, echo
+from tests.node.net.support import bound, key_of, seed_of
 
 Story = Callable[[MemoryNetwork, MemoryChannel, MemoryChannel], Awaitable[None]]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import trio
-from tests.conformance.channel import ECHO, PATIENCE_S, eventually
-from tests.node.net.support import config_of
 
 from dfl_ledger.errors import PeerUnreachable
 from dfl_node.net.channel import FoundBy
 from dfl_node.net.config import NetLimits
 from dfl_node.net.libp2p_channel import open_channel
+from tests.conformance.channel import ECHO, PATIENCE_S, eventually
+from tests.node.net.support import config_of
 
 REPOSITORY = Path(__file__).parents[3]
 

@@ -9,8 +9,6 @@ import pytest
 import trio
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
-from tests.conformance.channel import ECHO, PATIENCE_S, echo, eventually
-from tests.node.net.support import config_of, key_of, seed_of
 
 from dfl_ledger.errors import PeerUnreachable, UsageError
 from dfl_node.net.addrs import credible, interfaces_of, parse_peer_addr
@@ -20,6 +18,8 @@ from dfl_node.net.config import NetLimits
 from dfl_node.net.doctor import LIBRARY, check_multicast, diagnose
 from dfl_node.net.libp2p_channel import open_channel
 from dfl_node.net.nat_state import Reachability
+from tests.conformance.channel import ECHO, PATIENCE_S, echo, eventually
+from tests.node.net.support import config_of, key_of, seed_of
 
 ALOOF = NetLimits(target_peers=0)  # asks nobody for peers, and so dials only what the test dials
 PEER = peer_id_of(key_of(seed_of(1)))

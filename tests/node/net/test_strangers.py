@@ -9,15 +9,15 @@ import trio
 from libp2p.custom_types import TProtocol
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils.varint import encode_varint_prefixed
-from tests.conformance.channel import ECHO, PATIENCE_S, echo, eventually
-from tests.node.net.attack import acquainted, dial, hung_up, port_of, raw_host, resident_bytes, stream_ends
-from tests.node.net.support import config_of
 
 from dfl_ledger.errors import PeerMisbehaved, PeerUnreachable
 from dfl_node.net.channel import FoundBy, Peer
 from dfl_node.net.config import NetLimits
 from dfl_node.net.libp2p_channel import open_channel
 from dfl_node.net.wire import HELLO, write_frame
+from tests.conformance.channel import ECHO, PATIENCE_S, echo, eventually
+from tests.node.net.attack import acquainted, dial, hung_up, port_of, raw_host, resident_bytes, stream_ends
+from tests.node.net.support import config_of
 
 MIB = 1 << 20
 

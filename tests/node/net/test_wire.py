@@ -8,7 +8,6 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.node.net.support import bound, key_of, seed_of
 
 from dfl_node.net.wire import (
     MAX_HELLO_BYTES,
@@ -23,6 +22,7 @@ from dfl_node.net.wire import (
     read_frame,
     write_frame,
 )
+from tests.node.net.support import bound, key_of, seed_of
 
 HELLO = Hello(
     binding=bound(1),

@@ -12,8 +12,6 @@ from libp2p.abc import IHost, INetStream
 from libp2p.bitswap.pb.bitswap_pb2 import Message
 from libp2p.host.exceptions import StreamFailure
 from libp2p.network.stream.exceptions import StreamError
-from tests.conformance.blob_store import UNKNOWN, content
-from tests.node.store.support import WITHIN_S, dial, libp2p_host
 
 from dfl_ledger.errors import BlobNotFound
 from dfl_ledger.records import Cid
@@ -24,6 +22,8 @@ from dfl_node.store.blocks import BlockFiles
 from dfl_node.store.dag_pb import varint
 from dfl_node.store.local import LocalStore
 from dfl_node.store.unixfs import MAX_BLOCK_BYTES, build
+from tests.conformance.blob_store import UNKNOWN, content
+from tests.node.store.support import WITHIN_S, dial, libp2p_host
 
 MIB = 1 << 20
 DATA = content(2 * MIB)

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import trio
-from tests.conformance.blob_store import content, listed
-from tests.node.store.support import WITHIN_S, over_gateway
 
 from dfl_ledger.errors import StoreUnavailable
 from dfl_ledger.records import Cid
 from dfl_node.store.blocks import BlockFiles
 from dfl_node.store.local import LocalStore
 from dfl_node.store.unixfs import CHUNK_BYTES, build
+from tests.conformance.blob_store import content, listed
+from tests.node.store.support import WITHIN_S, over_gateway
 
 MIB = 1 << 20
 

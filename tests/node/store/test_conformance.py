@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import trio
-from tests.conformance import blob_store as suite
-from tests.node.store.support import WITHIN_S, dial, libp2p_host, over_gateway
 
 from dfl_node.store.bitswap import Bitswap
 from dfl_node.store.blob_store import BlobStore
 from dfl_node.store.blocks import BlockFiles
 from dfl_node.store.local import LocalStore
 from dfl_node.store.memory import MemoryStore, MemorySwarm
+from tests.conformance import blob_store as suite
+from tests.node.store.support import WITHIN_S, dial, libp2p_host, over_gateway
 
 PeerCheck = Callable[[BlobStore, BlobStore], Awaitable[None]]
 by_name = {"ids": lambda check: check.__name__}

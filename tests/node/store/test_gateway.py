@@ -8,8 +8,6 @@ from pathlib import Path
 import httpx
 import pytest
 import trio
-from tests.conformance.blob_store import UNKNOWN, content
-from tests.node.store.support import WITHIN_S, gateway, hostile_gateway, over_gateway, peer
 
 from dfl_ledger.errors import BlobNotFound, CidMismatch, DflError, UpdateRefused
 from dfl_ledger.records import RAW, Cid
@@ -21,6 +19,8 @@ from dfl_node.store.gateway import CAR_TYPE, RAW_TYPE
 from dfl_node.store.gateway_client import GatewayFetcher
 from dfl_node.store.local import LocalStore
 from dfl_node.store.unixfs import MAX_BLOCK_BYTES, build
+from tests.conformance.blob_store import UNKNOWN, content
+from tests.node.store.support import WITHIN_S, gateway, hostile_gateway, over_gateway, peer
 
 MIB = 1 << 20
 Answer = Callable[[trio.SocketStream], Awaitable[None]]

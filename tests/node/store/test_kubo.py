@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from tests.conformance.blob_store import UNKNOWN
-from tests.node.store.support import WITHIN_S, hostile_gateway
 
 from dfl_ledger.errors import StoreUnavailable, UsageError
 from dfl_node.store.kubo import KuboBlocks, KuboStore
+from tests.conformance.blob_store import UNKNOWN
+from tests.node.store.support import WITHIN_S, hostile_gateway
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'strict' parameter:FutureWarning")
 

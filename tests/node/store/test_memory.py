@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from tests.conformance.blob_store import content
 from trio.testing import MockClock
 
 from dfl_ledger.errors import BlobNotFound, CidMismatch, DflError
 from dfl_node.store.memory import Fault, MemoryStore, MemorySwarm
+from tests.conformance.blob_store import content
 
 DATA = content(3_000_000)
 

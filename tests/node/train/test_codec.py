@@ -10,11 +10,11 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conformance.trainer import HOSTILE, join, split
 
 from dfl_ledger.errors import UpdateRefused
 from dfl_node.train import codec, tensors
 from dfl_node.train.codec import Schema, TensorSpec
+from tests.conformance.trainer import HOSTILE, join, split
 
 SCHEMA = Schema(
     (TensorSpec("a.bias", (3,), "F32"), TensorSpec("a.weight", (2, 3), "F32"), TensorSpec("b", (), "F32"))

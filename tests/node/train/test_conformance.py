@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
-from tests.conformance import trainer as suite
 
 from dfl_node.train.memory import MemoryTrainer
 from dfl_node.train.process import open_trainer
 from dfl_node.train.trainer import Trainer
+from tests.conformance import trainer as suite
 
 WITHIN_S = 60.0
 

@@ -15,13 +15,13 @@ import pytest
 import structlog.testing
 import trio
 import trio.testing
-from tests.conformance.trainer import DATA, LIMIT, MODEL, TRAINING, assignment
 
 from dfl_ledger.errors import DflError, UsageError
 from dfl_node.train import process
 from dfl_node.train.frames import Frame
 from dfl_node.train.process import ProcessTrainer, Progress, WorkerDied, open_trainer
 from dfl_node.train.trainer import Assignment, DataConfig, ModelConfig
+from tests.conformance.trainer import DATA, LIMIT, MODEL, TRAINING, assignment
 
 WITHIN_S = 60.0
 CNN = ModelConfig("cnn", {})
