@@ -20,7 +20,7 @@ from dfl_node.jobspec import FROM_APP, JobSpec
 from dfl_node.train.trainer import ModelConfig
 
 if TYPE_CHECKING:
-    from dfl_node.peer import Node
+    from dfl_node.node import Node
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Operator:
             "address": self._parts.ledger.address,
             "peer_id": node.channel.peer_id,
             "multiaddrs": list(node.channel.multiaddrs),
-            "http_url": node.http.url,
+            "http_url": node.http_url,
             "peers": self.peer_list(),
             "chain": {"id": node.deployment.chain_id, "head": head, "indexed": indexed},
             "jobs": await self.jobs(),
