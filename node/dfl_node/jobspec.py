@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 from dfl_ledger import codec
@@ -25,10 +25,16 @@ MAX_ROUNDS = 10_000
 MAX_NODES = 10_000
 MAX_WINDOW_S = 30 * 24 * 3600 - 1
 MAX_UPDATE_BYTES = 1 << 30
+MAX_ARGS = 32  # of a model
+MAX_ARG_CHARS = 256
+MAX_WEI = 2**96 - 1  # of a round's budget: what fits its place on chain and in the evidence
 
 MODES = {"sync": Mode.SYNC}
 VALUATIONS = ("shapley", "leave-one-out")
 FROM_APP = "app"  # `validation = "app"`: the application's own validation rows, published at submission
+
+_VNX = re.compile(r"(\d{1,29})(?:\.(\d{1,18}))?", re.ASCII)
+_WEI = re.compile(r"0|[1-9]\d{0,28}", re.ASCII)
 
 T = TypeVar("T")
 
@@ -169,9 +175,9 @@ class _Table:
 def _int(low: int, high: int) -> Callable[[str, Any], int]:
     def read(field: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise SpecInvalid(field, f"must be a whole number, not {value!r:.40}")
+            raise SpecInvalid(field, f"must be a whole number, not {_shown(value)}")
         if not low <= value <= high:
-            raise SpecInvalid(field, f"must be from {low} to {high}, not {value}")
+            raise SpecInvalid(field, f"must be from {low} to {high}, not {_shown(value)}")
         return value
 
     return read
@@ -179,10 +185,11 @@ def _int(low: int, high: int) -> Callable[[str, Any], int]:
 
 def _float(low: float, high: float, *, above: bool = False) -> Callable[[str, Any], float]:
     def read(field: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise SpecInvalid(field, f"must be a number, not {value!r:.40}")
-        if not low <= value <= high or (above and value == low):
-            raise SpecInvalid(field, f"must be {'above' if above else 'from'} {low} to {high}, not {value}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SpecInvalid(field, f"must be a number, not {_shown(value)}")
+        if not low <= value <= high or (above and value == low):  # NaN is in no range
+            edge = "above" if above else "from"
+            raise SpecInvalid(field, f"must be {edge} {low} to {high}, not {_shown(value)}")
         return float(value)
 
     return read
@@ -191,7 +198,7 @@ def _float(low: float, high: float, *, above: bool = False) -> Callable[[str, An
 def _choice(*choices: str) -> Callable[[str, Any], str]:
     def read(field: str, value: Any) -> str:
         if value not in choices:
-            raise SpecInvalid(field, f"must be one of {', '.join(choices)}, not {value!r:.40}")
+            raise SpecInvalid(field, f"must be one of {', '.join(choices)}, not {_shown(value)}")
         return str(value)
 
     return read
@@ -206,11 +213,12 @@ def _name(field: str, value: Any) -> str:
 
 
 def _cid(field: str, value: Any) -> Cid:
+    if not isinstance(value, str):
+        raise SpecInvalid(field, f"must be a CID, not {_shown(value)}")
     try:
-        cid = Cid.parse(str(value))
+        return Cid.parse(value)
     except ValueError as bad:
         raise SpecInvalid(field, f"must be a CID ({bad})") from bad
-    return cid
 
 
 def _validation(field: str, value: Any) -> str:
@@ -218,41 +226,67 @@ def _validation(field: str, value: Any) -> str:
 
 
 def _args(field: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or len(value) > 32:
-        raise SpecInvalid(field, "must be a table of at most 32 entries")
+    if not isinstance(value, Mapping) or len(value) > MAX_ARGS:
+        raise SpecInvalid(field, f"must be a table of at most {MAX_ARGS} entries")
     for key, item in value.items():
-        if not isinstance(key, str) or not isinstance(item, bool | int | float | str):
-            raise SpecInvalid(f"{field}.{str(key)[:80]}", "must be a number, a text, true or false")
+        if not 1 <= len(key) <= 64:
+            raise SpecInvalid(f"{field}.{key[:80]}", "its name must have 1 to 64 characters")
+        match item:
+            case bool():
+                fits = True
+            case int():
+                fits = -(2**63) <= item < 2**63
+            case float():
+                fits = math.isfinite(item)
+            case str():
+                fits = len(item) <= MAX_ARG_CHARS
+            case _:
+                fits = False
+        if not fits:
+            why = f"must be a finite number, a text of at most {MAX_ARG_CHARS} characters, true or false"
+            raise SpecInvalid(f"{field}.{key}", f"{why}, not {_shown(item)}")
     return dict(value)
 
 
 def _vnx(field: str, value: Any) -> int:
-    """A VNX amount as a whole number or decimal text, in wei."""
+    """A VNX amount as a whole number or decimal text, in wei. Exact: money is never rounded."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise SpecInvalid(field, 'must be an amount of VNX such as 10 or "0.5"')
-    try:
-        wei = Decimal(str(value)[:60]) * WEI
-    except InvalidOperation as bad:
-        raise SpecInvalid(field, f"is not an amount of VNX: {value!r:.40}") from bad
-    if not wei.is_finite() or wei != wei.to_integral_value() or not 0 <= wei < 2**96:
-        raise SpecInvalid(field, f"must be from 0 to 2^96 wei in whole wei, not {value!r:.40}")
-    return int(wei)
+    found = _VNX.fullmatch(_shown(value) if isinstance(value, int) else value)
+    if found is None:
+        raise SpecInvalid(field, f"must be VNX with at most 18 decimals, not {_shown(value)}")
+    whole, decimals = found.groups(default="")
+    return _in_wei(field, int(whole) * WEI + int(decimals.ljust(18, "0")))
 
 
 def _wei(field: str, value: Any) -> int:
-    if not isinstance(value, str) or not value.isascii() or not value.isdigit() or len(value) > 29:
-        raise SpecInvalid(field, "must be wei as decimal text")
-    return int(value)
+    if not isinstance(value, str) or not _WEI.fullmatch(value):
+        raise SpecInvalid(field, f"must be wei as decimal text, not {_shown(value)}")
+    return _in_wei(field, int(value))
+
+
+def _in_wei(field: str, wei: int) -> int:
+    if wei > MAX_WEI:
+        raise SpecInvalid(field, f"must be at most {MAX_WEI} wei, not {wei}")
+    return wei
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, whatever it is and however long."""
+    try:
+        return f"{value!r:.40}"
+    except (ValueError, RecursionError):
+        return "a number of thousands of digits"
 
 
 def parse(text: str) -> JobSpec:
     """A spec from the requester's TOML. Raises SpecInvalid with the field's name, UsageError for bad TOML."""
-    if len(text.encode()) > MAX_SPEC_BYTES:
-        raise UsageError("the job spec is too large", why=f"more than {MAX_SPEC_BYTES} bytes")
     try:
+        if len(text.encode()) > MAX_SPEC_BYTES:
+            raise UsageError("the job spec is too large", why=f"more than {MAX_SPEC_BYTES} bytes")
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as bad:
-        why = f"{bad}"
+    except (ValueError, RecursionError) as bad:  # not only TOMLDecodeError: numbers too long, tables too deep
+        why = f"{bad}"[:200]
         raise UsageError("the job spec is not TOML", why=why, help_command="dfl-node job check FILE") from bad
     return _read(_Table(values, ""), money=_vnx, money_suffix="")
 

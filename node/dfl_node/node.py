@@ -168,9 +168,27 @@ class Node:
             except DflError as failure:
                 log.warning("job spec not here yet", job=job, why=str(failure), retry_in_s=SPEC_RETRY_S)
                 await trio.sleep(SPEC_RETRY_S)
-        part = DataParallelJob(job, spec, self.parts, bytes_sent=self.bytes_sent, clock=time.time)
+        may_join = await trio.to_thread.run_sync(self._has_stake_for, state)
+        part = DataParallelJob(
+            job, spec, self.parts, bytes_sent=self.bytes_sent, clock=time.time, may_join=may_join
+        )
         log.info("job found", job=job, name=spec.name, app=spec.app, trains=part.state.trains)
         return part
+
+    def _has_stake_for(self, state: JobState) -> bool:
+        """Whether the chain would let us join; said once here, not by a refusal every few seconds."""
+        record = self.ledger.node(self.ledger.address)
+        staked = record.stake_wei if record is not None and record.unbond_at == 0 else 0
+        if staked < state.terms.required_stake_wei:
+            log.warning(
+                "job asks for more stake than ours: watching only",
+                job=state.job,
+                staked_wei=str(staked),
+                required_wei=str(state.terms.required_stake_wei),
+                help="dfl-node start --stake VNX …",
+            )
+            return False
+        return True
 
     def _is_owed(self, state: JobState) -> bool:
         """An ended job still concerns us: escrow to take back, or a round of ours to settle."""

@@ -288,7 +288,8 @@ class _Demo:
             f"model                                            {data['model_cid']}\n"
             f"done in {data['seconds']} s. The network has stopped, its ledgers stay. Look further with:\n\n"
             f"{looks}\n"
-            f"  dfl-node eval {shlex.quote(data['output_dir'])} --data {shlex.quote(str(self._holdout()))}"
+            f"  {_program()} eval {shlex.quote(data['output_dir'])}"
+            f" --data {shlex.quote(str(self._holdout()))}"
         )
 
     def _holdout(self) -> Path:
@@ -303,7 +304,7 @@ class _Demo:
         return str(self._net.nodes[0].datadir)
 
     def _command(self, words: str, *rest: object) -> str:
-        return " ".join(["dfl-node", words, *map(str, rest), "--datadir", shlex.quote(self._datadir())])
+        return " ".join([_program(), words, *map(str, rest), "--datadir", shlex.quote(self._datadir())])
 
     def _say(self, text: str) -> None:
         note(f"{time.monotonic() - self._began:6.1f} s  {text}")
@@ -316,6 +317,14 @@ class _Demo:
 
 def _name(number: int, node: dict[str, Any]) -> str:
     return f"{number} (killed)" if node["killed"] else str(number)
+
+
+def _program() -> str:
+    """How to call dfl-node from here: by name in an active environment, else by its path."""
+    program = Path(sys.argv[0])
+    if "VIRTUAL_ENV" in os.environ or program.name != "dfl-node":
+        return "dfl-node"
+    return os.path.relpath(program)
 
 
 def _settled(job: dict[str, Any]) -> bool:

@@ -55,6 +55,7 @@ class DataParallelJob:
         *,
         bytes_sent: Callable[[], int],
         clock: Callable[[], float],
+        may_join: bool = True,  # False: the stake is too low for this job, so we only watch it
     ) -> None:
         self.job = job
         self.spec = spec
@@ -65,7 +66,7 @@ class DataParallelJob:
         self._meter = _RoundMeter(job, parts, bytes_sent, clock)
         me = parts.ledger.address
         self._state = rounds.State(
-            me=me, trains=parts.trains and spec.app in parts.data, rank=_seed(me, job) % 4
+            me=me, trains=may_join and parts.trains and spec.app in parts.data, rank=_seed(me, job) % 4
         )
         self._report, self._events = trio.open_memory_channel[rounds.Event](math.inf)
         self._news = trio.Event()
