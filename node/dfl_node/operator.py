@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 import trio
 
-from dfl_ledger.errors import BlobNotFound, DflError, InsufficientFunds, SpecInvalid, UsageError
+from dfl_ledger.errors import (
+    BlobNotFound,
+    DflError,
+    InsufficientFunds,
+    Reverted,
+    SpecInvalid,
+    UsageError,
+)
 from dfl_ledger.records import Cid, JobId, JobState, Phase
 from dfl_node import __version__, jobspec
 from dfl_node.api.service import DownloadBundle, JsonObject
@@ -219,9 +226,14 @@ class Operator:
             amount_wei = leaf.cumulative_wei - before
             if amount_wei <= 0:
                 continue
-            receipt = await _in_thread(
-                partial(self._parts.ledger.claim, claim.job, claim.round, leaf, claim.proof)
-            )
+            try:
+                receipt = await _in_thread(
+                    partial(self._parts.ledger.claim, claim.job, claim.round, leaf, claim.proof)
+                )
+            except Reverted as no:
+                if no.error == "NothingToClaim":  # somebody else sent the same claim meanwhile: it is paid
+                    continue
+                raise
             log.info("claimed", job=claim.job, round=claim.round, amount_wei=str(amount_wei))
             total_wei += amount_wei
             claims.append(

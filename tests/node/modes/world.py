@@ -32,6 +32,7 @@ from dfl_ledger.memory_chain import CAP_WEI, ETHER
 from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, Cid, Event, JobId, JobState, Phase
 from dfl_node import jobspec
+from dfl_node.config import Role
 from dfl_node.holders import Holders
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Journal
@@ -127,12 +128,26 @@ class Running:
         self.parts = parts
         self.jobs: dict[JobId, DataParallelJob] = {}
         self.given_up: list[DflError] = []
+        self.roles = frozenset({Role.TRAIN if machine.trains else Role.REQUEST})
         self._considered: set[JobId] = set()
         self._nursery = nursery
 
     @property
     def operator(self) -> Operator:
-        return Operator(SimpleNamespace(parts=self.parts, jobs=self.jobs))  # type: ignore[arg-type]
+        """A NodeService on this node."""
+
+        async def tell_news() -> None:
+            self.world.told += 1
+
+        node = SimpleNamespace(
+            parts=self.parts,
+            jobs=self.jobs,
+            trainer=self.parts.trainer,
+            config=SimpleNamespace(roles=self.roles),
+            deployment=SimpleNamespace(chain_id=self.world.chain.chain_id, addresses={}),
+            tell_news=tell_news,
+        )
+        return Operator(node)  # type: ignore[arg-type]
 
     async def follow_chain(self) -> None:
         while True:
@@ -188,6 +203,7 @@ class World:
         self.running: dict[str, Running] = {}
         self.traps: list[Trap] = []
         self.rpc_down_until = 0.0
+        self.told = 0  # announcements of new jobs
         self.lose_answer: Callable[[str], bool] = lambda call: False
         self._path = path
         self._nursery = nursery
@@ -202,8 +218,6 @@ class World:
         account, peer_key = _account(name), hashlib.sha256(name.encode()).digest()
         path = self._path / name
         path.mkdir()
-        binding = _binding(name, self.chain.chain_id)
-        del binding
         store = self.swarm.store(_peer_id(name))
         machine = Machine(name, path, account, peer_key, store, trains, len(self.machines) + 1)
         self.machines[name] = machine
