@@ -5,7 +5,7 @@
 Every node is a `dfl-node start` process; the chain is anvil; updates are fetched through the nodes' stores.
 A round's overhead is its duration (as its nodes lived it) less the longest training loop in it. Bytes are
 those of the loopback interface, chain RPC and TCP headers included; CPU-seconds are those of all nodes,
-trainers and the chain, with and without the training loops. The first round warms up (imports, connections)
+trainers and the chain, training included. The first round warms up (imports, connections)
 and is left out.
 """
 
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dfl_node import logs
 from dfl_node.localnet import LocalNet
 
 SPEC = """
@@ -105,21 +106,17 @@ def measure(nodes: int, rounds: int, steps: int, root: Path) -> dict[str, Any]:
                 "duration_s": round(duration, 3),
                 "longest_train_s": round(max(trained), 3),
                 "overhead_s": round(duration - max(trained), 3),
-                "train_cpu_s": round(sum(trained), 3),
                 "node_bytes_sent": sum(s.bytes_sent or 0 for s in done),
             }
         )
     per_round = len(rows)
-    train_cpu = sum(r["train_cpu_s"] for r in rows) / per_round
-    cpu = (ended[2] - began[2]) / per_round
     return {
         "nodes": nodes,
         "rounds": per_round,
         "phase": final["phase"],
         "overhead_s": round(statistics.median(r["overhead_s"] for r in rows), 3),
         "round_s": round((ended[0] - began[0]) / per_round, 3),
-        "cpu_s": round(cpu, 2),
-        "cpu_beyond_training_s": round(cpu - train_cpu, 2),
+        "cpu_s": round((ended[2] - began[2]) / per_round, 2),
         "loopback_mb": round((ended[1] - began[1]) / per_round / 1e6, 2),
         "detail": rows,
     }
@@ -132,6 +129,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    logs.configure("console", "warning")
     results = []
     for nodes in options.nodes:
         with tempfile.TemporaryDirectory(prefix="dfl-round-") as root:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -12,7 +13,7 @@ from eth_utils.address import to_checksum_address
 
 from dfl_ledger.accounts import LocalAccount
 from dfl_ledger.contracts import ContractAbi, commitment, load
-from dfl_ledger.deploy import Deployment, code_missing
+from dfl_ledger.deploy import Deployment, code_missing, find_deployment
 from dfl_ledger.errors import ChainUnreachable, InsufficientFunds, RangeTooLarge, WalletError, WrongChain
 from dfl_ledger.records import (
     Address,
@@ -40,6 +41,20 @@ _BOOT_PAGE = 50
 _MOST_BOOT_NODES = 1000  # registering costs next to nothing: a flood of boot nodes must not fill our memory
 # How endpoints say that a range of blocks is too much for them; there is no standard code.
 _RANGE_WORDS = ("range", "too many", "more than", "exceed", "limit", "too large", "response size")
+
+
+def open_chain(
+    rpc_url: str, deployment: Path | None, search: Sequence[Path], account: LocalAccount | None = None
+) -> ChainLedger:
+    """The chain behind an endpoint; without a deployment file, with the one found for its chain id."""
+    if deployment is not None:
+        return ChainLedger(rpc_url, Deployment.read(deployment), account)
+    rpc = Rpc(rpc_url)
+    try:
+        served = rpc.quantity("eth_chainId")
+    finally:
+        rpc.close()
+    return ChainLedger(rpc_url, find_deployment(served, search), account)
 
 
 class ChainLedger:
@@ -102,6 +117,11 @@ class ChainLedger:
     # -- time and events ------------------------------------------------------------------------------
     def head(self) -> int:
         return self._rpc_quantity("eth_blockNumber")
+
+    def genesis(self) -> str:
+        """The hash of block 0, which no other chain has."""
+        with self._understood("eth_getBlockByNumber"):
+            return str(self._rpc.as_object(self._rpc_call("eth_getBlockByNumber", "0x0", False))["hash"])
 
     def now(self) -> int:
         block = self._rpc.as_object(self._rpc_call("eth_getBlockByNumber", "latest", False))

@@ -24,6 +24,7 @@ from dfl_node import __version__, jobspec
 from dfl_node.api.service import DownloadBundle, JsonObject
 from dfl_node.config import Role
 from dfl_node.jobspec import FROM_APP, JobSpec
+from dfl_node.net.doctor import diagnose
 from dfl_node.train.trainer import ModelConfig
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class Operator:
             }
             for peer in self._node.channel.peers()
         ]
+
+    async def network(self) -> list[JsonObject]:
+        return [dataclasses.asdict(check) for check in await diagnose(self._node.channel)]
 
     # -- blobs ----------------------------------------------------------------------------------------
     async def put_blob(self, data: bytes, *, pin: bool) -> JsonObject:
@@ -144,6 +148,11 @@ class Operator:
             "validation_cid": spec.reward.validation,
             "budget_wei": str(spec.budget_wei),
         }
+
+    async def cancel_job(self, job: int) -> JsonObject:
+        receipt = await _in_thread(partial(self._parts.ledger.cancel, JobId(job)))
+        log.info("cancel asked for", job=job)
+        return {"job_id": job, "tx": receipt.tx}
 
     async def jobs(self) -> list[JsonObject]:
         return [row.to_json() for row in await _in_thread(self._parts.rows.jobs)]

@@ -17,12 +17,11 @@ import structlog
 import trio
 from starlette.routing import BaseRoute
 
-from dfl_ledger.chain import ChainLedger
-from dfl_ledger.deploy import Deployment, find_deployment
+from dfl_ledger.chain import open_chain
+from dfl_ledger.deploy import Deployment
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, JobId
-from dfl_ledger.rpc import Rpc
 from dfl_node import datadir
 from dfl_node.api.app import build_app
 from dfl_node.api.server import HttpServer
@@ -104,8 +103,10 @@ async def _open(
 ) -> tuple[Node, Sequence[Service], HttpServer, Sequence[BaseRoute]]:
     """Every part, in the order in which they need one another."""
     in_thread = trio.to_thread.run_sync
-    deployment, ledger = await in_thread(_open_chain, config, account)
+    folders = (config.datadir, config.datadir.parent)
+    ledger = await in_thread(open_chain, config.rpc_url, config.deployment, folders, account)
     stack.callback(ledger.close)
+    deployment = ledger.deployment
     http = HttpServer(config.http_host, config.http_port)
     stack.callback(http.close)
     key = load_node_key(config.datadir)
@@ -130,11 +131,13 @@ async def _open(
         open_trainer(threads=config.threads, max_memory_bytes=config.trainer_memory_bytes)
     )
     path = config.datadir / "ledger.sqlite"
+    genesis = await in_thread(ledger.genesis)
     index = await in_thread(
         lambda: Indexer(
             path,
             ledger,
-            deployment_key=f"{deployment.jobs}/{deployment.distributor}",
+            # With the genesis: a development chain begun anew has the same id and the same addresses.
+            deployment_key=f"{genesis}/{deployment.jobs}/{deployment.distributor}",
             start_block=deployment.deploy_block,
         )
     )
@@ -163,19 +166,6 @@ async def _open(
     )
     node = Node(config, parts, jobs, trainer, ledger, channel, binding.peer_key, http.url, deployment)
     return node, services, http, gateway
-
-
-def _open_chain(config: NodeConfig, account: LocalAccount) -> tuple[Deployment, ChainLedger]:
-    if config.deployment is not None:
-        deployment = Deployment.read(config.deployment)
-    else:
-        rpc = Rpc(config.rpc_url)
-        try:
-            served = rpc.quantity("eth_chainId")
-        finally:
-            rpc.close()
-        deployment = find_deployment(served, [config.datadir, config.datadir.parent])
-    return deployment, ChainLedger(config.rpc_url, deployment, account)
 
 
 def _bind(account: LocalAccount, peer_key: bytes, deployment: Deployment) -> Binding:

@@ -186,3 +186,55 @@ def test_a_wrong_job_spec_is_refused_by_its_field_before_money_moves(
     assert (code, data["error"]["type"]) == (2, "SpecInvalid")
     assert field in data["error"]["what"]
     assert len(net.cli("job", "list", "--datadir", str(node.datadir))["jobs"]) == jobs_before
+
+
+def test_a_stake_is_shown_unbonded_and_cannot_be_taken_before_its_delay(
+    net: LocalNet, tmp_path: Path
+) -> None:
+    password = ("--password-file", str(net.root / "password"))
+    made = net.cli("wallet", "new", str(tmp_path / "key.json"), "--light", *password)
+    net.cli("chain", "fund", made["address"])
+    wallet = ("--wallet", str(tmp_path / "key.json"), *password)
+    command = [sys.executable, "-m", "dfl_node", "start", *wallet, "--stake", "7", *on_chain(net)]
+    command += ["--datadir", str(tmp_path / "d"), "--no-mdns", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as node:
+        try:
+            assert node.stdout is not None
+            node.stdout.readline()
+        finally:
+            node.terminate()
+
+    where = (*wallet, *on_chain(net))
+    assert net.cli("stake", "show", *where)["stake_wei"] == str(7 * 10**18)
+    unbonded = net.cli("stake", "unbond", *where)
+    assert unbonded["unbond_at"] > 0
+    code, data = run("stake", "withdraw", *where)
+    assert (code, data["error"]["type"]) == (1, "Reverted")
+    assert "StakeLocked" in data["error"]["why"]
+
+
+def test_a_requester_cancels_a_job_that_waits_for_nodes_and_has_its_money_back(
+    net: LocalNet, tmp_path: Path
+) -> None:
+    from .conftest import SPEC
+
+    node = net.nodes[0]
+    before = net.cli("stake", "show", *_wallet(net, node))["balance_wei"]
+    (tmp_path / "job.toml").write_text(SPEC.format(rounds=2, steps=5, nodes=9, quorum=9))
+    where = ("--datadir", str(node.datadir))
+    job = net.cli("job", "submit", str(tmp_path / "job.toml"), *where)["job_id"]
+    net.cli("job", "cancel", str(job), *where)
+    final = net.watch(job, lambda j: j["refunded_wei"] == str(60 * 10**18), timeout_s=30)
+    assert final["phase"] == "cancelled"
+    assert net.cli("stake", "show", *_wallet(net, node))["balance_wei"] == before
+
+
+def _wallet(net: LocalNet, node: LocalNode) -> tuple[str, ...]:
+    return "--wallet", str(node.wallet), "--password-file", str(net.root / "password"), *on_chain(net)
+
+
+def test_the_doctor_reports_what_the_running_node_sees_of_its_network(net: LocalNet) -> None:
+    found = net.cli("doctor", "--datadir", str(net.nodes[0].datadir), "--rpc-url", net.chain.rpc_url)
+    health = {f["check"]: f["health"] for f in found["findings"]}
+    assert (health["node"], health["chain"], health["peers"], health["listens"]) == ("ok",) * 4
+    assert health["QUIC"] == "note"

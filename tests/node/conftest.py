@@ -44,6 +44,14 @@ class FakeService:
         if method in self.fails:
             raise self.fails[method]
 
+    async def network(self) -> list[dict[str, Any]]:
+        await self._enter("network")
+        return [{"name": "reachable", "ok": None, "detail": "no peer has tried yet", "help": ""}]
+
+    async def cancel_job(self, job: int) -> dict[str, Any]:
+        await self._enter("cancel_job")
+        return {"job_id": job, "tx": "0x" + "11" * 32}
+
     async def status(self) -> dict[str, Any]:
         await self._enter("status")
         return {

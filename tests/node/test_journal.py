@@ -71,7 +71,8 @@ from dfl_node.round import Work
 journal = Journal(Path(sys.argv[1]))
 for round_ in range(1, 10_000):
     salt = round_.to_bytes(32, "big")
-    journal.record(JobId(7), Work(round_, Cid.of(b"p", 0x70), Cid.of(salt, 0x70), 64, salt), loss=0, train_s=0)
+    work = Work(round_, Cid.of(b"p", 0x70), Cid.of(salt, 0x70), 64, salt)
+    journal.record(JobId(7), work, loss=0, train_s=0)
     print(round_, flush=True)  # from here on it may be committed
 """
 

@@ -165,6 +165,7 @@ class _Api:
         return (
             ("GET", "/status", self.status),
             ("GET", "/peers", self.peers),
+            ("GET", "/network", self.network),
             ("GET", "/blobs", self.list_blobs),
             ("POST", "/blobs", self.put_blob),
             ("GET", "/blobs/{cid}", self.get_blob),
@@ -175,6 +176,7 @@ class _Api:
             ("POST", "/jobs/check", self.check),
             ("GET", "/jobs/{job:int}", self.job),
             ("GET", "/jobs/{job:int}/model", self.download),
+            ("POST", "/jobs/{job:int}/cancel", self.cancel),
             ("POST", "/claims", self.claim),
         )
 
@@ -183,6 +185,9 @@ class _Api:
 
     async def peers(self, _: Request) -> Response:
         return JSONResponse({"peers": await self._service.peers()})
+
+    async def network(self, _: Request) -> Response:
+        return JSONResponse({"checks": await self._service.network()})
 
     async def list_blobs(self, _: Request) -> Response:
         return JSONResponse({"blobs": await self._service.list_blobs()})
@@ -217,6 +222,9 @@ class _Api:
 
     async def job(self, request: Request) -> Response:
         return JSONResponse(await self._service.job(request.path_params["job"]))
+
+    async def cancel(self, request: Request) -> Response:
+        return JSONResponse(await self._service.cancel_job(request.path_params["job"]))
 
     async def download(self, request: Request) -> Response:
         bundle = await self._service.download(request.path_params["job"])

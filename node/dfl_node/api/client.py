@@ -66,6 +66,9 @@ class NodeClient:
     def peers(self) -> list[dict[str, Any]]:
         return self._rows("/peers", "peers", "the node's peers")
 
+    def network(self) -> list[dict[str, Any]]:
+        return self._rows("/network", "checks", "the node's look at its network")
+
     # -- blobs ----------------------------------------------------------------------------------------
     def put_blob(self, path: Path, *, pin: bool) -> dict[str, Any]:
         """Send a file. Raises UsageError if it cannot be read or is too large."""
@@ -131,6 +134,9 @@ class NodeClient:
 
     def job(self, job: int) -> dict[str, Any]:
         return self._json("GET", f"/jobs/{job}", f"job {job}")
+
+    def cancel_job(self, job: int) -> dict[str, Any]:
+        return self._json("POST", f"/jobs/{job}/cancel", f"job {job} to be cancelled")
 
     def download(self, job: int) -> dict[str, bytes]:
         """The files of a finished job by name, exactly BUNDLE_FILES."""

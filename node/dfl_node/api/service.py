@@ -31,6 +31,10 @@ class NodeService(Protocol):
         """`peer_id`, `address`, `found_by`, `latency_ms` (None if not measured) of each verified peer."""
         ...
 
+    async def network(self) -> list[JsonObject]:
+        """What the doctor finds of the network: `name`, `ok` (None: cannot be said), `detail`, `help`."""
+        ...
+
     async def put_blob(self, data: bytes, *, pin: bool) -> JsonObject:
         """Store a file; `cid` and `bytes`."""
         ...
@@ -59,6 +63,10 @@ class NodeService(Protocol):
 
     async def job(self, job: int) -> JsonObject:
         """The job and its rounds; `awaited`, if known: the wallets that have not done this phase's work."""
+        ...
+
+    async def cancel_job(self, job: int) -> JsonObject:
+        """End a job of ours: at once before its first round, else when the current round ends."""
         ...
 
     async def download(self, job: int) -> DownloadBundle: ...

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "peers": ("node", "peers", "Show who is connected, how found, and how far."),
     "doctor": ("doctor", "doctor", "Check this machine and the node, and say what does not work."),
     "wallet": ("wallet", "wallet", "Make, show and import wallets."),
+    "stake": ("stake", "stake", "Show a wallet's stake, and take it back."),
     "job": ("job", "job", "Submit jobs, watch them, download their models."),
     "ledger": ("ledger", "ledger", "See what was contributed and paid, and claim rewards."),
     "blob": ("blob", "blob", "Store and fetch files by CID."),

@@ -7,10 +7,12 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,17 +24,10 @@ _LEAST_FREE_BYTES = 1 << 30
 _FAR_BEHIND = 20  # blocks
 _LIBRARIES = ("libp2p", "trio", "web3", "torch", "protobuf")
 
-# What py-libp2p 0.8 cannot do yet, and what dfl does instead.
-LIBP2P_LIMITS = (
-    "QUIC: 0.5 MB/s on loopback against 28 over TCP, so dfl listens on TCP only",
-    "AutoNAT: it finds every node reachable, so dfl asks peers to dial back on a fresh connection",
-    "hole punching: not used, so two nodes behind NATs talk through a relay, where one is offered",
-    "port mapping (UPnP): not used, so forward the port of --listen by hand to be reached directly",
-)
-
 
 class Health(Enum):
     OK = "ok"
+    NOTE = "note"  # good to know
     WARNING = "warning"  # works, with a restriction
     PROBLEM = "problem"  # something will fail
 
@@ -62,7 +57,7 @@ def doctor(datadir: Path, rpc_url: str | None, wallet: Path | None, timeout_s: f
         lambda: _wallet(wallet),
         lambda: _chain(rpc_url, datadir),
         lambda: _node(datadir, timeout_s),
-        _network,
+        lambda: _network(datadir, timeout_s),
     )
     findings = [finding for part in parts for finding in part()]
     rows = [(f.health.value, f.check, f.detail + (f"  ->  {f.help}" if f.help else "")) for f in findings]
@@ -166,14 +161,6 @@ def _node(datadir: Path, timeout_s: float) -> Iterator[Finding]:
         yield Finding("node", Health.PROBLEM, str(error), error.help_command)
         return
     yield Finding("node", Health.OK, f"{found.get('address')} at {found.get('http_url')}")
-    reach = found.get("reachability")
-    state, why = (reach.get("state"), reach.get("why")) if isinstance(reach, dict) else (reach, "")
-    health = Health.OK if state == "public" else Health.WARNING
-    yield Finding("reachability", health, f"{state}: {why}")
-    peers = found.get("peers")
-    count = len(peers) if isinstance(peers, list) else 0
-    help_ = "" if count else "dfl-node start --bootnodes MULTIADDR"
-    yield Finding("peers", Health.OK if count else Health.WARNING, f"{count} connected", help_)
     chain = found.get("chain")
     head, indexed = (chain.get("head"), chain.get("indexed")) if isinstance(chain, dict) else (None, None)
     if isinstance(head, int) and isinstance(indexed, int):
@@ -181,6 +168,15 @@ def _node(datadir: Path, timeout_s: float) -> Iterator[Finding]:
         yield Finding("index", Health.OK if late <= _FAR_BEHIND else Health.WARNING, f"{late} blocks behind")
 
 
-def _network() -> Iterator[Finding]:
-    for limit in LIBP2P_LIMITS:
-        yield Finding("py-libp2p", Health.WARNING, limit)
+def _network(datadir: Path, timeout_s: float) -> Iterator[Finding]:
+    """What the running node sees of its network; the library's limits alone while none runs."""
+    from dfl_node.api.client import NodeClient
+    from dfl_node.net.doctor import LIBRARY
+
+    checks: list[dict[str, Any]] = [asdict(check) for check in LIBRARY]
+    with suppress(DflError), NodeClient(datadir, timeout_s=timeout_s) as node:  # told by the node's check
+        checks = node.network()
+    healths = {True: Health.OK, False: Health.WARNING, None: Health.NOTE}
+    for check in checks:
+        health = healths.get(check.get("ok"), Health.NOTE)
+        yield Finding(str(check.get("name")), health, str(check.get("detail")), str(check.get("help") or ""))

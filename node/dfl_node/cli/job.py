@@ -48,6 +48,20 @@ def job() -> None:
     """Submit jobs, watch them, download their models."""
 
 
+@job.command()
+@_job_argument
+@datadir_option
+@timeout_option(60.0)
+@command_output
+def cancel(job_id: int, datadir: Path, timeout_s: float) -> Result:
+    """End your job ID: at once before its first round, else with the current round. The rest is refunded."""
+    from dfl_node.api.client import NodeClient
+
+    with NodeClient(datadir, timeout_s=timeout_s) as node:
+        data = node.cancel_job(job_id)
+    return Result(data, f"job {job_id} ends with its current round; what no round earned is refunded")
+
+
 # -- submitting --------------------------------------------------------------------------------------------
 def _checked(file: Path) -> tuple[str, JobSpec]:
     from dfl_node import jobspec

@@ -111,7 +111,7 @@ def start(
     if deployment is not None and not deployment.is_file():
         raise UsageError("the value of --deployment cannot be used", why=f"{deployment} does not exist")
     with hold(datadir):
-        url, found = _chain(rpc_url, datadir)
+        url, found = find_chain(rpc_url, datadir)
         node = config.NodeConfig(
             datadir=datadir,
             rpc_url=url,
@@ -133,7 +133,7 @@ def start(
         _run(node, keystore.unlock(password))
 
 
-def _chain(rpc_url: str | None, datadir: Path) -> tuple[str, Path | None]:
+def find_chain(rpc_url: str | None, datadir: Path) -> tuple[str, Path | None]:
     """The endpoint and, of a development chain, its deployment file."""
     from dfl_node.config import parse_rpc_url
 

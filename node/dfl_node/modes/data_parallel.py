@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -98,7 +99,24 @@ class DataParallelJob:
                 for action in actions:
                     self._start(action)
             nursery.cancel_scope.cancel()
+        await self._let_go()
         self.closed.set()
+
+    async def _let_go(self) -> None:
+        """Unpin what an ended job needs no longer: our updates, and every model but the last.
+
+        They stay, for whoever checks a payment, until the store wants the room.
+        """
+        rows, me = self._parts.rows, self._parts.ledger.address
+
+        def finished() -> set[str]:
+            job = rows.job(self.job)
+            models = {r.model for r in job.rounds if r.model and r.model != job.model} if job else set()
+            return models | {row.cid for row in rows.contributions(node=me, job=self.job, limit=None)}
+
+        for cid in await trio.to_thread.run_sync(finished):
+            with suppress(DflError):  # held by others, or never pinned here
+                await self._parts.store.unpin(Cid.parse(cid))
 
     def _start(self, action: rounds.Action) -> None:
         match action:

@@ -36,7 +36,7 @@ class Check:
 # What py-libp2p 0.8.1 was seen to do, on loopback, when this was written.
 LIBRARY: tuple[Check, ...] = (
     Check("TCP with TLS or noise, yamux", None, "works, with Kubo too; this is what dfl uses"),
-    Check("circuit relay v2", None, "works: reserve, dial through, answer requests (`--offer-relay`)"),
+    Check("circuit relay v2", None, "works: reserve, dial through, answer requests (`--roles relay`)"),
     Check("hole punching (DCUtR)", None, "not used: a node behind a NAT is reached through a relay only"),
     Check(
         "AutoNAT",
@@ -110,7 +110,7 @@ def check_relay(channel: Libp2pChannel) -> Check:
         return Check("relay", True, f"reachable through {', '.join(used)}")
     if offered:
         return Check("relay", True, f"{offered} known, none needed")
-    return Check("relay", None, "no peer offers to relay", "dfl-node start --offer-relay (on a public node)")
+    return Check("relay", None, "no peer offers to relay", "dfl-node start --roles relay …")
 
 
 def check_clock(channel: Libp2pChannel) -> Check:

@@ -1,4 +1,4 @@
-"""Work that is broken, missing, or not what its node says is refused with the reason, and costs nobody else."""
+"""Work that is broken, missing or misdeclared is refused with the reason, and costs nobody else."""
 
 from __future__ import annotations
 

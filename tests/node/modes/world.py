@@ -111,6 +111,7 @@ class Machine:
     shard: int
     fault: StoreFault | None = None  # of its store, towards others
     forge: Callable[[ModelUpdate], ModelUpdate] | None = None  # what it makes of its own updates
+    train_s: float = TRAIN_S
     blocked: set[str] = field(default_factory=set)  # ledger calls that never get through
     trained: Counter[int] = field(default_factory=Counter)  # round -> trainings begun
 
@@ -506,7 +507,7 @@ class WatchedLedger:
 
 class WatchedTrainer(MemoryTrainer):
     def __init__(self, world: World, machine: Machine) -> None:
-        super().__init__(train_s=TRAIN_S)
+        super().__init__(train_s=machine.train_s)
         self._world, self._machine = world, machine
 
     async def train(self, assignment: Assignment) -> ModelUpdate:
