@@ -159,7 +159,7 @@ def test_every_command_line_parses(line: str, complete: bool) -> None:
 
 
 def test_a_command_that_does_not_exist_would_be_noticed() -> None:
-    for line in ("dfl-node job cancel 1", "dfl-node start --offer-relay", "dfl-node status 1"):
+    for line in ("dfl-node job destroy 1", "dfl-node start --offer-relay", "dfl-node status 1"):
         with pytest.raises(click.UsageError):
             parse(line)
 
