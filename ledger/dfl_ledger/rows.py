@@ -9,7 +9,7 @@ from typing import Any
 
 from dfl_ledger.records import Address, Cid, JobId, Kind, Leaf, Mode, Phase, ProofStep
 
-SCORE_UNIT = 1e-9  # of validation loss
+SCORES_PER_UNIT = 10**9  # of validation loss; divided, not multiplied: 1e-9 is no float
 _KIND_NAMES = {int(kind): kind.name.lower() for kind in Kind}
 
 
@@ -192,7 +192,7 @@ def read_contribution(row: tuple[Any, ...]) -> ContributionRow:
         cid=cid,
         parent=parent,
         samples=int(samples),
-        score=None if score is None else int(score) * SCORE_UNIT,
+        score=None if score is None else int(score) / SCORES_PER_UNIT,
         reward_wei=None if reward is None else int(reward),
         accepted=None if accepted is None else bool(accepted),
         why=why,

@@ -50,6 +50,7 @@ class NodeConfig:
     data: Mapping[str, DataConfig] = field(default_factory=dict)  # application -> the rows held here
     stake_wei: int | None = None  # None: whatever is staked already
     mdns: bool = True
+    auto_claim: bool = False
     max_store_bytes: int = 4096 * _MIB
     trainer_memory_bytes: int = 2048 * _MIB
     threads: int = 1  # of the trainer

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute
 
 from dfl_ledger.chain import open_chain
 from dfl_ledger.deploy import Deployment
+from dfl_ledger.errors import DflError
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, JobId
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PEERS_FILE_S = 10.0
+CLAIM_S = 15.0
 
 Service = Callable[..., Awaitable[None]]  # runs until cancelled; takes trio's task_status
 
@@ -70,6 +72,8 @@ async def run(config: NodeConfig, account: LocalAccount) -> None:
             nursery.start_soon(node.dial_registry)
             nursery.start_soon(node.hear_news)
             nursery.start_soon(_remember_peers, config.datadir, operator)
+            if config.auto_claim:
+                nursery.start_soon(_claim_forever, operator)
             if node.parts.trains:
                 nursery.start_soon(node.trainer.warm)
             nursery.start_soon(read_evidence, node.parts)  # of settlements made while we were away
@@ -96,6 +100,16 @@ async def _remember_peers(folder: Path, operator: Operator) -> None:
         if peers:
             await trio.to_thread.run_sync(datadir.write_peers, folder, peers)
         await trio.sleep(PEERS_FILE_S)
+
+
+async def _claim_forever(operator: Operator) -> None:
+    """What is claimed cannot be misallocated by a later settlement of the same job."""
+    while True:
+        try:
+            await operator.claim(None)
+        except DflError as failure:
+            log.warning("claim failed", why=str(failure), retry_in_s=CLAIM_S)
+        await trio.sleep(CLAIM_S)
 
 
 async def _open(

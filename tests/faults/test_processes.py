@@ -110,3 +110,17 @@ def test_ctrl_c_ends_a_node_cleanly_and_its_data_directory_is_free_again(net: Lo
     assert "Traceback" not in node.log.read_text()
     net.start_node(node)
     net.wait_ready(node)
+
+
+def test_a_node_with_auto_claim_is_paid_without_being_asked(net: LocalNet) -> None:
+    node = net.add_node("--auto-claim")
+    net.wait_ready(node)
+    job = net.submit(spec(rounds=1, steps=5, nodes=1, quorum=1))
+    final = net.watch(job, ended, timeout_s=DONE_S)
+    assert final["phase"] == "completed"
+    deadline = time.monotonic() + 60
+    with net.rows() as ledger:
+        while (paid := ledger.earnings(node.address)).claimed_wei < paid.earned_wei:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert paid.claimed_wei == 30 * 10**18

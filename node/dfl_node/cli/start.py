@@ -65,6 +65,7 @@ _READY_LOOK_S = 0.1
 )
 @click.option("--stake", metavar="VNX", help="Stake at least this much.  [default: what is staked already]")
 @click.option("--no-mdns", is_flag=True, help="Do not look for peers on the local network.")
+@click.option("--auto-claim", is_flag=True, help="Claim what was earned as soon as it can be claimed.")
 @click.option("--max-store-mb", default=4096, show_default=True, help="Size of the embedded store.")
 @click.option(
     "--trainer-memory-mb", default=2048, show_default=True, help="Private memory of the trainer's process."
@@ -91,6 +92,7 @@ def start(
     split: str,
     stake: str | None,
     no_mdns: bool,
+    auto_claim: bool,
     max_store_mb: int,
     trainer_memory_mb: int,
     threads: int,
@@ -124,6 +126,7 @@ def start(
             data=rows,
             stake_wei=stake_wei,
             mdns=not no_mdns,
+            auto_claim=auto_claim,
             max_store_bytes=store_bytes,
             trainer_memory_bytes=trainer_bytes,
             threads=threads,
