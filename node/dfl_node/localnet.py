@@ -29,6 +29,7 @@ from dfl_node.journal import Journal, RoundStats
 MARK = ".dfl-localnet"  # only a directory that carries this file is ever emptied
 WEI = 10**18
 STAKE_VNX = 100
+GIFT_VNX = 10_000
 READY_S = 60.0
 STOP_S = 5.0
 
@@ -41,6 +42,7 @@ class LocalNode:
     home: Path
     address: Address
     options: tuple[str, ...]
+    knows_another: bool = True  # is told the address of one running node
     process: subprocess.Popen[bytes] | None = None
     killed: bool = False
     info: dict[str, Any] = field(default_factory=dict)  # `status --json` once ready
@@ -91,14 +93,15 @@ class LocalNet:
         self._stack.close()
 
     # -- nodes ----------------------------------------------------------------------------------------
-    def add_node(self, *options: str, vnx: int = 10_000, roles: str = "train,request") -> LocalNode:
+    def add_node(self, *options: str, roles: str = "train,request", knows_another: bool = True) -> LocalNode:
         """Make a wallet, fund it, and start a node with it. Does not wait until it is ready."""
         number = len(self.nodes) + 1
         home = self.root / f"node-{number}"
         home.mkdir(mode=0o700)
         made = self.cli("wallet", "new", str(home / "key.json"), "--light", *self._password())
-        node = LocalNode(number, home, Address(made["address"]), ("--roles", roles, *options))
-        fund(self.chain, node.address, native_wei=10 * WEI, vnx_wei=vnx * WEI)
+        all_options = ("--roles", roles, *options)
+        node = LocalNode(number, home, Address(made["address"]), all_options, knows_another)
+        fund(self.chain, node.address, native_wei=10 * WEI, vnx_wei=GIFT_VNX * WEI)
         self.nodes.append(node)
         self.start_node(node)
         return node
@@ -111,7 +114,7 @@ class LocalNet:
             *("--rpc-url", self.chain.rpc_url, "--deployment", str(self.chain.deployment_path)),
             *("--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", "--stake", str(STAKE_VNX)),
             *("--log-format", "json"),
-            *(("--bootnodes", boot[0]) if boot else ()),
+            *(("--bootnodes", boot[0]) if boot and node.knows_another else ()),
             *node.options,
         ]
         with node.log.open("ab") as log:

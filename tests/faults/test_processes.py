@@ -124,3 +124,14 @@ def test_a_node_with_auto_claim_is_paid_without_being_asked(net: LocalNet) -> No
             assert time.monotonic() < deadline
             time.sleep(0.2)
     assert paid.claimed_wei == 30 * 10**18
+
+
+def test_a_node_that_knows_nobody_finds_the_boot_node_of_the_registry(net: LocalNet) -> None:
+    boot = net.add_node(roles="boot,request")
+    net.wait_ready(boot)
+    stranger = net.add_node(knows_another=False)
+    net.wait_ready(stranger)
+    deadline = time.monotonic() + 30
+    while not (peers := net.cli("peers", "--datadir", str(stranger.datadir))["peers"]):
+        assert time.monotonic() < deadline
+    assert [(p["peer_id"], p["found_by"]) for p in peers] == [(boot.info["peer_id"], "registry")]

@@ -9,11 +9,14 @@ from enum import Enum
 from pathlib import Path
 
 import pytest
+import trio
 
-from dfl_ledger.errors import VerificationFailed
+from dfl_ledger.errors import TimedOut, VerificationFailed
 from dfl_ledger.memory import MemoryLedger
 from dfl_ledger.records import JobId, Phase
+from dfl_node.modes.data_parallel import model_config
 from dfl_node.store.memory import Fault as StoreFault
+from dfl_node.train.memory import MemoryTrainer
 from dfl_node.train.trainer import ModelUpdate
 from tests.node.modes.world import BUDGET_WEI, Machine, Running, When, World, play
 
@@ -150,6 +153,18 @@ def test_an_update_that_arrives_after_aggregation_does_not_change_the_judgement(
         await world.until_over()
         refused = [entry for entry in world.evidence(1).entries if not entry.accepted]
         assert [(entry.node, entry.score) for entry in refused] == [(crook.address, 0)]
+        # what it was not made of does not move the worth of what it was made of
+        scored = [entry for entry in world.evidence(1).entries if entry.accepted]
+        updates = [(world.blob(entry.cid) or b"", entry.samples) for entry in scored]
+        worths = await MemoryTrainer().score(
+            model_config(world.spec()),
+            world.blob(world.state().terms.model) or b"",
+            updates,
+            world.blob(world.spec().validation) or b"",
+            method="shapley",
+            max_update_bytes=4096,
+        )
+        assert tuple(entry.score for entry in scored) == worths
         await world.check_end()
 
     play(story, tmp_path, monkeypatch)
@@ -165,6 +180,31 @@ def test_whoever_declares_fewer_samples_weighs_less_and_is_still_judged_by_worth
         rewards = {leaf.account: leaf.reward_wei for leaf in world.evidence(1).leaves}
         liar = rewards.pop(world.machines["b"].address)
         assert 0 < liar < min(rewards.values())
+        await world.check_end()
+
+    play(story, tmp_path, monkeypatch)
+
+
+def test_a_settlement_waits_for_rows_that_lag_behind_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaves are cumulative: made without those of the round before, they would take its rewards away."""
+
+    async def story(world: World) -> None:
+        await world.submit(rounds=2)
+        await world.until(lambda: len(world.job_events("Settled")) == 1, "round 1 is settled")
+        await world.until_round(2, Phase.AGGREGATE)
+        await trio.sleep(1)
+        node = world.running["a"]
+        settler = node.jobs[JobId(1)]._settler
+        with monkeypatch.context() as lagging:
+            lagging.setattr(node.parts.rows, "settled_before", lambda job, round_: None)
+            with pytest.raises(TimedOut, match="lacks a settlement"):
+                await settler.evidence(2)
+        first = {leaf.account: leaf.cumulative_wei for leaf in world.evidence(1).leaves}
+        for leaf in (await settler.evidence(2)).leaves:
+            assert leaf.cumulative_wei == leaf.reward_wei + first[leaf.account]
+        await world.until_over()
         await world.check_end()
 
     play(story, tmp_path, monkeypatch)
