@@ -311,3 +311,12 @@ def test_the_gas_figures_are_the_recorded_ones() -> None:
     ]
     assert len(told) >= 5
     assert [gas for gas in told if gas not in recorded.values()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
+def test_the_cost_of_a_round_is_the_recorded_one(page: str) -> None:
+    results = json.loads((REPO / "benchmarks/results/round.json").read_text())["results"]
+    text = (REPO / page).read_text()
+    for row in results:
+        shown = f"| {row['nodes']} | {row['overhead_s']:.2f} | {row['cpu_s']:.1f} | {row['loopback_mb']:.1f} |"
+        assert shown in text

@@ -193,6 +193,8 @@ def test_a_settlement_waits_for_rows_that_lag_behind_the_last_one(
     async def story(world: World) -> None:
         await world.submit(rounds=2)
         await world.until(lambda: len(world.job_events("Settled")) == 1, "round 1 is settled")
+        for machine in world.machines.values():
+            machine.blocked.add("settle")
         await world.until_round(2, Phase.AGGREGATE)
         await trio.sleep(1)
         node = world.running["a"]
@@ -204,6 +206,8 @@ def test_a_settlement_waits_for_rows_that_lag_behind_the_last_one(
         first = {leaf.account: leaf.cumulative_wei for leaf in world.evidence(1).leaves}
         for leaf in (await settler.evidence(2)).leaves:
             assert leaf.cumulative_wei == leaf.reward_wei + first[leaf.account]
+        for machine in world.machines.values():
+            machine.blocked.clear()
         await world.until_over()
         await world.check_end()
 
