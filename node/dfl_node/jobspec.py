@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dfl_ledger import codec
-from dfl_ledger.errors import SpecInvalid, UsageError
+from dfl_ledger.errors import SpecInvalid, UsageError, VerificationFailed
 from dfl_ledger.records import Cid, JobTerms, Mode
 
 SPEC_VERSION = 1
@@ -293,8 +293,11 @@ def parse(text: str) -> JobSpec:
 
 def decode(data: bytes) -> JobSpec:
     """A published spec. Raises SpecInvalid; hostile bytes are refused before they take memory."""
-    values = codec.decode(data, max_bytes=MAX_SPEC_BYTES)
-    table = _Table(values, "")
+    try:
+        values = codec.decode(data, max_bytes=MAX_SPEC_BYTES)
+    except VerificationFailed as bad:  # of bytes that its CID names: final, so nobody waits for better ones
+        raise SpecInvalid("(all)", bad.why) from bad
+    table = _Table(values, "(all)" if not isinstance(values, dict) else "")
     table.take("version", _int(SPEC_VERSION, SPEC_VERSION))
     spec = _read(table, money=_wei, money_suffix="_wei")
     spec.validation  # noqa: B018  must be a CID by now

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PEERS_FILE_S = 10.0
+PEERS_FILE_S = 5.0
 CLAIM_S = 15.0
 
 Service = Callable[..., Awaitable[None]]  # runs until cancelled; takes trio's task_status

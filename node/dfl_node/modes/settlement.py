@@ -287,7 +287,12 @@ class Settler:
 
 async def read_evidence(parts: Parts) -> None:
     """Fetch and check the evidence of settlements that the ledger's rows still lack."""
-    for settlement in await trio.to_thread.run_sync(parts.index.missing_evidence):
+    try:
+        missing = await trio.to_thread.run_sync(parts.index.missing_evidence)
+    except DflError as failure:
+        log.warning("evidence not looked for", why=str(failure))
+        return
+    for settlement in missing:
         try:
             data = await parts.store.get(settlement.evidence, max_bytes=evidence.MAX_EVIDENCE_BYTES)
             await trio.to_thread.run_sync(

@@ -53,6 +53,7 @@ class NetLimits:
     exchange_s: float = 30.0  # between two rounds of peer exchange
     reconnect_min_s: float = 0.5
     reconnect_max_s: float = 30.0
+    first_ping_s: float = 1.0  # after a peer was verified
     ping_s: float = 20.0  # between two pings of a peer
     ping_timeout_s: float = 10.0
 

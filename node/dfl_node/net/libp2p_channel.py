@@ -249,6 +249,7 @@ class Libp2pChannel:
         self._gossip.add_peer(peer_id)
         self._dht.add_peer(PeerInfo(peer_id, [Multiaddr(addr) for addr in peer.multiaddrs]))
         self._tasks.start_soon(self._discovery.exchange_with, peer.peer_id)
+        self._tasks.start_soon(self._ping_soon, peer.peer_id)
         if self._dial_back.reach.state is not Reachability.PUBLIC and not self._relaying.reservations():
             self._tasks.start_soon(self.check_reach)
         self._peers_changed()
@@ -284,6 +285,12 @@ class Libp2pChannel:
             async with trio.open_nursery() as nursery:
                 for peer in self.peers():
                     nursery.start_soon(self._ping, peer.peer_id)
+
+    async def _ping_soon(self, peer: PeerId) -> None:
+        """The first latency, as soon as the other side has surely verified us, too."""
+        await trio.sleep(self._limits.first_ping_s)
+        if peer in self.book.verified:
+            await self._ping(peer)
 
     async def _ping(self, peer: PeerId) -> None:
         """Measure the latency; a peer that does not answer is gone, whatever TCP believes."""

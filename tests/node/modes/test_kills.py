@@ -10,6 +10,8 @@ import pytest
 import trio
 
 from dfl_ledger.records import Phase
+from dfl_node.net.memory import Fault as NetFault
+from dfl_node.store.memory import Fault as StoreFault
 from tests.node.modes.world import Running, When, World, play
 
 
@@ -88,7 +90,7 @@ def test_a_publisher_that_is_gone_is_replaced_after_half_the_settle_window(
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_any_schedule_of_kills_restarts_outages_and_lost_answers_ends_with_the_money_in_its_place(
+def test_any_schedule_of_kills_restarts_outages_and_faults_ends_with_the_money_in_its_place(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The seed fixes the schedule, the order of tasks, and who is drawn: it is all that a failure needs."""
@@ -101,13 +103,19 @@ def test_any_schedule_of_kills_restarts_outages_and_lost_answers_ends_with_the_m
             await trio.sleep(draw.expovariate(1 / 6))
             name = draw.choice("abcr")
             name = "requester" if name == "r" else name
-            match draw.randrange(4):
+            match draw.randrange(6):
                 case 0 | 1 if name in world.running:
                     world.kill(name)
                 case 0 | 1:
                     await world.start(name)
                 case 2:
                     world.rpc_down_until = world.now() + draw.uniform(0, 20)
+                case 4:
+                    machine = world.machines[name]
+                    machine.fault = machine.store.fault = draw.choice([StoreFault.MISSING, None])
+                case 5 if len(world.running) > 1:
+                    one, other = draw.sample([n.parts.channel.peer_id for n in world.running.values()], 2)
+                    world.network.inject(draw.choice([NetFault.DROP, NetFault.PARTITION]), one, other)
                 case 3:
                     world.machines[name].blocked = set(
                         draw.sample(["commit", "reveal", "publish_model", "settle"], draw.randrange(3))
@@ -116,6 +124,9 @@ def test_any_schedule_of_kills_restarts_outages_and_lost_answers_ends_with_the_m
         await trio.sleep(max(0.0, world.rpc_down_until - world.now()))
         for name, machine in world.machines.items():
             machine.blocked.clear()
+            machine.fault = None
+            if name in world.running:
+                machine.store.fault = None
             if name not in world.running:
                 await world.start(name)
         state = await world.until_over()

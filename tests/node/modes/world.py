@@ -11,11 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
-from enum import Enum
-from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -23,8 +19,7 @@ import structlog
 import trio
 from trio.testing import MockClock
 
-from dfl_ledger.accounts import Account
-from dfl_ledger.errors import ChainUnreachable, DflError, StoreUnavailable
+from dfl_ledger.errors import DflError
 from dfl_ledger.evidence import MAX_EVIDENCE_BYTES, Evidence
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.memory import MemoryChain, MemoryLedger
@@ -32,29 +27,37 @@ from dfl_ledger.memory_chain import CAP_WEI, ETHER
 from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, Cid, Event, JobId, JobState, Phase
 from dfl_node import jobspec
-from dfl_node.config import Role
 from dfl_node.holders import Holders
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Journal
-from dfl_node.modes.data_parallel import DataParallelJob, model_config
+from dfl_node.modes.data_parallel import model_config
 from dfl_node.modes.settlement import read_evidence
-from dfl_node.net.binding import sign_binding
 from dfl_node.net.memory import MemoryNetwork
-from dfl_node.operator import Operator
 from dfl_node.parts import Parts
 from dfl_node.store.memory import Fault as StoreFault
-from dfl_node.store.memory import MemoryStore, MemorySwarm
+from dfl_node.store.memory import MemorySwarm
+from dfl_node.store.unixfs import Assembly
 from dfl_node.train.memory import MemoryTrainer
-from dfl_node.train.trainer import Assignment, DataConfig, ModelUpdate
+from dfl_node.train.trainer import DataConfig
+from tests.node.modes.machines import (
+    POLL_S,
+    Machine,
+    Running,
+    Trap,
+    WatchedJournal,
+    WatchedLedger,
+    WatchedTrainer,
+    When,
+    account_of,
+    binding_of,
+    peer_id_of_machine,
+)
 
 T = TypeVar("T")
 Story = Callable[["World"], Awaitable[None]]
 
 T0 = 1_750_000_000  # Unix seconds when a story begins
-POLL_S = 0.25
-TRAIN_S = 2.0
 BUDGET_WEI = 10**18 + 1  # a round's; odd, so that a division leaves a remainder
-REGISTRY = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")
 SPEC = """
 name = "story"
 app = "digits"
@@ -81,117 +84,6 @@ valuation = "shapley"
 """
 
 
-class When(Enum):
-    BEFORE = "before"
-    AFTER = "after"
-
-
-@dataclass
-class Trap:
-    """Does something the first time a node is about to make a call, or has made it."""
-
-    call: str
-    when: When
-    spring: Callable[[Running], None]
-    of: str | None = None  # the machine's name; None = whoever comes first
-    round: int = 1  # not before this round
-    sprung: bool = False
-
-
-@dataclass
-class Machine:
-    """What outlives a node's process."""
-
-    name: str
-    path: Path
-    account: Any
-    peer_key: bytes
-    store: MemoryStore
-    trains: bool
-    shard: int
-    fault: StoreFault | None = None  # of its store, towards others
-    forge: Callable[[ModelUpdate], ModelUpdate] | None = None  # what it makes of its own updates
-    train_s: float = TRAIN_S
-    blocked: set[str] = field(default_factory=set)  # ledger calls that never get through
-    trained: Counter[int] = field(default_factory=Counter)  # round -> trainings begun
-
-    @property
-    def address(self) -> Address:
-        return Address(str(self.account.address))
-
-
-class Running:
-    """A node that runs on a machine, as far as jobs are concerned; see `dfl_node.peer`."""
-
-    def __init__(self, world: World, machine: Machine, parts: Parts, nursery: trio.Nursery) -> None:
-        self.world = world
-        self.machine = machine
-        self.parts = parts
-        self.jobs: dict[JobId, DataParallelJob] = {}
-        self.given_up: list[DflError] = []
-        self.roles = frozenset({Role.TRAIN if machine.trains else Role.REQUEST})
-        self._considered: set[JobId] = set()
-        self._nursery = nursery
-
-    @property
-    def operator(self) -> Operator:
-        """A NodeService on this node."""
-
-        async def tell_news() -> None:
-            self.world.told += 1
-
-        node = SimpleNamespace(
-            parts=self.parts,
-            jobs=self.jobs,
-            trainer=self.parts.trainer,
-            config=SimpleNamespace(roles=self.roles),
-            deployment=SimpleNamespace(chain_id=self.world.chain.chain_id, addresses={}),
-            tell_news=tell_news,
-        )
-        return Operator(node)  # type: ignore[arg-type]
-
-    async def follow_chain(self) -> None:
-        while True:
-            try:
-                events = await trio.to_thread.run_sync(self.parts.index.step)
-            except DflError:
-                await trio.sleep(1)
-                continue
-            for event in events:
-                job = event.args.get("job")
-                if event.name == "JobCreated":
-                    self.consider(JobId(int(str(job))))
-                elif event.name == "Settled":
-                    self._nursery.start_soon(read_evidence, self.parts)
-                if job in self.jobs:
-                    self.jobs[JobId(int(str(job)))].notify()
-            if not events:
-                await trio.sleep(POLL_S)
-
-    def consider(self, job: JobId) -> None:
-        if job not in self._considered:
-            self._considered.add(job)
-            self._nursery.start_soon(self._run_job, job)
-
-    async def _run_job(self, job: JobId) -> None:
-        while True:
-            try:
-                state = await trio.to_thread.run_sync(self.parts.ledger.job, job)
-                assert state is not None
-                data = await self.parts.store.get(state.terms.spec, max_bytes=jobspec.MAX_SPEC_BYTES)
-                break
-            except DflError:
-                await trio.sleep(3)
-        part = DataParallelJob(
-            job, jobspec.decode(data), self.parts, bytes_sent=lambda: 0, clock=self.world.now
-        )
-        self.jobs[job] = part
-        try:
-            await part.run()
-        except* DflError as failures:
-            self.given_up += failures.exceptions  # type: ignore[arg-type]
-
-
 class World:
     """The chain, the network, and every machine."""
 
@@ -216,10 +108,10 @@ class World:
     # -- machines and nodes ---------------------------------------------------------------------------
     def machine(self, name: str, *, trains: bool = True) -> Machine:
         """A new machine with a funded and registered wallet."""
-        account, peer_key = _account(name), hashlib.sha256(name.encode()).digest()
+        account, peer_key = account_of(name), hashlib.sha256(name.encode()).digest()
         path = self._path / name
         path.mkdir()
-        store = self.swarm.store(_peer_id(name))
+        store = self.swarm.store(peer_id_of_machine(name))
         machine = Machine(name, path, account, peer_key, store, trains, len(self.machines) + 1)
         self.machines[name] = machine
         self.chain.fund(machine.address, vnx_wei=0 if trains else 1000 * ETHER)
@@ -257,7 +149,7 @@ class World:
                 await trio.sleep_forever()
 
     async def _open(self, machine: Machine, stack: AsyncExitStack, nursery: trio.Nursery) -> Running:
-        binding = _binding(machine.name, self.chain.chain_id)
+        binding = binding_of(machine.name, self.chain.chain_id)
         channel = await stack.enter_async_context(
             self.network.open_channel(binding, peer_key=machine.peer_key)
         )
@@ -379,8 +271,6 @@ class World:
     # -- checks ---------------------------------------------------------------------------------------
     def blob(self, cid: Cid) -> bytes | None:
         """A file from whichever disk has it."""
-        from dfl_node.store.unixfs import Assembly
-
         for store in self.swarm.stores.values():
             assembly = Assembly(cid, 1 << 24)
             store._fill_here(assembly)
@@ -478,59 +368,6 @@ class World:
             assert node.parts.rows.index_state().missing_evidence == 0
 
 
-class WatchedLedger:
-    """A MemoryLedger behind an RPC endpoint that may be down, lose answers, or be the scene of a murder."""
-
-    def __init__(self, world: World, machine: Machine) -> None:
-        self._world, self._machine = world, machine
-        self._ledger = MemoryLedger(world.chain, machine.address)
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._ledger, name)
-        if not callable(found):
-            return found
-
-        def call(*args: Any) -> Any:
-            self._world.spring(self._machine, name, When.BEFORE)
-            dead = self._machine.name not in self._world.running
-            down = self._world.now() < self._world.rpc_down_until
-            if dead or down or name in self._machine.blocked:
-                raise ChainUnreachable("the RPC endpoint does not answer", why="it is down")
-            result = found(*args)
-            self._world.spring(self._machine, name, When.AFTER)
-            if self._world.lose_answer(name):
-                raise ChainUnreachable("the RPC endpoint does not answer", why="the answer was lost")
-            return result
-
-        return call
-
-
-class WatchedTrainer(MemoryTrainer):
-    def __init__(self, world: World, machine: Machine) -> None:
-        super().__init__(train_s=machine.train_s)
-        self._world, self._machine = world, machine
-
-    async def train(self, assignment: Assignment) -> ModelUpdate:
-        self._machine.trained[assignment.round] += 1
-        self._world.spring(self._machine, "train", When.BEFORE)
-        update = await super().train(assignment)
-        return self._machine.forge(update) if self._machine.forge else update
-
-
-class WatchedJournal(Journal):
-    def __init__(self, world: World, machine: Machine) -> None:
-        super().__init__(machine.path / "journal.sqlite")
-        self._world, self._machine = world, machine
-
-    def record(self, *args: Any, **named: Any) -> Any:
-        self._world.spring(self._machine, "record", When.BEFORE)
-        if self._machine.name not in self._world.running:
-            raise StoreUnavailable("a dead process writes no journal")
-        result = super().record(*args, **named)
-        self._world.spring(self._machine, "record", When.AFTER)
-        return result
-
-
 # -- running a story ----------------------------------------------------------------------------------------
 @contextmanager
 def virtual_time(monkeypatch: pytest.MonkeyPatch, seed: int) -> Iterator[MockClock]:
@@ -581,20 +418,3 @@ def _drop(*_: Any) -> Any:
 
 def cid_of(digest: object) -> Cid:
     return Cid.from_digest(bytes.fromhex(str(digest).removeprefix("0x")))
-
-
-@cache
-def _account(name: str) -> Any:
-    return Account.from_key(hashlib.sha256(f"wallet of {name}".encode()).digest())
-
-
-@cache
-def _binding(name: str, chain_id: int) -> Any:
-    key = hashlib.sha256(name.encode()).digest()
-    return sign_binding(_account(name), peer_key=key, chain_id=chain_id, registry=REGISTRY)
-
-
-def _peer_id(name: str) -> str:
-    from dfl_node.net.binding import peer_id_of
-
-    return peer_id_of(hashlib.sha256(name.encode()).digest())
