@@ -13,12 +13,18 @@ import trio
 
 from dfl_ledger.chain import ChainLedger
 from dfl_ledger.deploy import Deployment
-from dfl_ledger.errors import ChainUnreachable, DflError, InsufficientFunds, SpecInvalid
+from dfl_ledger.errors import (
+    ChainUnreachable,
+    DflError,
+    InsufficientFunds,
+    SpecInvalid,
+    UpdateRefused,
+)
 from dfl_ledger.records import Event, JobId, JobState
 from dfl_node import jobspec
 from dfl_node.config import NodeConfig, Role
 from dfl_node.modes.data_parallel import DataParallelJob
-from dfl_node.modes.settlement import read_evidence
+from dfl_node.modes.evidence_keeper import EvidenceKeeper
 from dfl_node.net.channel import FoundBy
 from dfl_node.net.libp2p_channel import Libp2pChannel
 from dfl_node.parts import Parts
@@ -61,6 +67,7 @@ class Node:
         self.jobs = jobs
         self._considered: set[JobId] = set()
         self._poke = trio.Event()
+        self.evidence = EvidenceKeeper(parts)
 
     # -- the registry ---------------------------------------------------------------------------------
     async def enter_registry(self) -> None:
@@ -119,7 +126,7 @@ class Node:
             if event.name == "JobCreated":
                 self.consider(JobId(job))
             elif event.name == "Settled":
-                self.nursery.start_soon(read_evidence, self.parts)
+                self.evidence.notify()
             if JobId(job) in self.jobs:
                 self.jobs[JobId(job)].notify()
 
@@ -161,14 +168,14 @@ class Node:
                 spec = jobspec.decode(data)
                 if spec.terms(state.terms.spec, state.terms.model) != state.terms:
                     raise SpecInvalid("round", "the terms on chain are not those of the spec")
+                may_join = await trio.to_thread.run_sync(self._has_stake_for, state)
                 break
-            except SpecInvalid as bad:
+            except (SpecInvalid, UpdateRefused) as bad:  # UpdateRefused: larger than a spec may be
                 log.warning("job refused", job=job, why=str(bad))
                 return None
             except DflError as failure:
                 log.warning("job spec not here yet", job=job, why=str(failure), retry_in_s=SPEC_RETRY_S)
                 await trio.sleep(SPEC_RETRY_S)
-        may_join = await trio.to_thread.run_sync(self._has_stake_for, state)
         part = DataParallelJob(
             job, spec, self.parts, bytes_sent=self.bytes_sent, clock=time.time, may_join=may_join
         )
@@ -193,7 +200,8 @@ class Node:
     def _is_owed(self, state: JobState) -> bool:
         """An ended job still concerns us: escrow to take back, or a round of ours to settle."""
         me, rows = self.ledger.address, self.parts.rows
-        if state.requester == me and self.ledger.refundable_wei(state.job) > 0:
+        budget_wei = state.terms.rounds * state.terms.round_budget_wei
+        if state.requester == me and state.spent_wei + state.refunded_wei < budget_wei:
             return True
         return bool(rows.unsettled_rounds(state.job) and rows.contributions(node=me, job=state.job, limit=1))
 

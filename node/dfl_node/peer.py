@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute
 from dfl_ledger.chain import open_chain
 from dfl_ledger.deploy import Deployment
 from dfl_ledger.errors import DflError
+from dfl_ledger.evidence import MAX_EVIDENCE_BYTES
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, JobId
@@ -31,7 +32,6 @@ from dfl_node.holders import Holders
 from dfl_node.identity import load_node_key
 from dfl_node.journal import Journal
 from dfl_node.modes.data_parallel import DataParallelJob
-from dfl_node.modes.settlement import read_evidence
 from dfl_node.net.binding import Binding, sign_binding
 from dfl_node.net.config import NetConfig
 from dfl_node.net.libp2p_channel import Libp2pChannel, open_channel
@@ -76,7 +76,7 @@ async def run(config: NodeConfig, account: LocalAccount) -> None:
                 nursery.start_soon(_claim_forever, operator)
             if node.parts.trains:
                 nursery.start_soon(node.trainer.warm)
-            nursery.start_soon(read_evidence, node.parts)  # of settlements made while we were away
+            nursery.start_soon(node.evidence.run)
             await node.resume_jobs()
             # The operator's API, and the trustless gateway for peers.
             file = datadir.NodeFile(url=http.url, pid=os.getpid(), token=secrets.token_urlsafe(32))
@@ -164,7 +164,7 @@ async def _open(
         """What members of our jobs may ask us to hold."""
         if job not in jobs or await in_thread(ledger.active_round, job, node) == 0:
             return None
-        return jobs[job].spec.training.max_update_bytes
+        return max(jobs[job].spec.training.max_update_bytes, MAX_EVIDENCE_BYTES)
 
     parts = Parts(
         ledger=ledger,

@@ -15,7 +15,6 @@ from dfl_ledger import evidence
 from dfl_ledger.errors import (
     BlobNotFound,
     CidMismatch,
-    DflError,
     TimedOut,
     UpdateRefused,
     VerificationFailed,
@@ -283,26 +282,3 @@ class Settler:
         found = Evidence.decode(data)
         found.check(last)
         return found.leaves
-
-
-async def read_evidence(parts: Parts) -> None:
-    """Fetch and check the evidence of settlements that the ledger's rows still lack."""
-    try:
-        missing = await trio.to_thread.run_sync(parts.index.missing_evidence)
-    except DflError as failure:
-        log.warning("evidence not looked for", why=str(failure))
-        return
-    for settlement in missing:
-        try:
-            data = await parts.store.get(settlement.evidence, max_bytes=evidence.MAX_EVIDENCE_BYTES)
-            await trio.to_thread.run_sync(
-                parts.index.add_evidence, Evidence.decode(data), settlement.evidence
-            )
-        except DflError as bad:
-            log.warning(
-                "settlement without usable evidence",
-                job=settlement.job,
-                round=settlement.round,
-                evidence=str(settlement.evidence),
-                why=str(bad),
-            )

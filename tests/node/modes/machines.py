@@ -22,7 +22,7 @@ from dfl_node import jobspec
 from dfl_node.config import Role
 from dfl_node.journal import Journal
 from dfl_node.modes.data_parallel import DataParallelJob
-from dfl_node.modes.settlement import read_evidence
+from dfl_node.modes.evidence_keeper import EvidenceKeeper
 from dfl_node.net.binding import peer_id_of, sign_binding
 from dfl_node.operator import Operator
 from dfl_node.parts import Parts
@@ -88,6 +88,7 @@ class Running:
         self.jobs: dict[JobId, DataParallelJob] = {}
         self.given_up: list[DflError] = []
         self.roles = frozenset({Role.TRAIN if machine.trains else Role.REQUEST})
+        self.evidence = EvidenceKeeper(parts)
         self._considered: set[JobId] = set()
         self._nursery = nursery
 
@@ -120,7 +121,7 @@ class Running:
                 if event.name == "JobCreated":
                     self.consider(JobId(int(str(job))))
                 elif event.name == "Settled":
-                    self._nursery.start_soon(read_evidence, self.parts)
+                    self.evidence.notify()
                 if job in self.jobs:
                     self.jobs[JobId(int(str(job)))].notify()
             if not events:

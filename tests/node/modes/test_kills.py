@@ -112,7 +112,9 @@ def test_any_schedule_of_kills_restarts_outages_and_faults_ends_with_the_money_i
                     world.rpc_down_until = world.now() + draw.uniform(0, 20)
                 case 4:
                     machine = world.machines[name]
-                    machine.fault = machine.store.fault = draw.choice([StoreFault.MISSING, None])
+                    machine.fault = draw.choice([StoreFault.MISSING, None])
+                    if name in world.running:
+                        machine.store.fault = machine.fault
                 case 5 if len(world.running) > 1:
                     one, other = draw.sample([n.parts.channel.peer_id for n in world.running.values()], 2)
                     world.network.inject(draw.choice([NetFault.DROP, NetFault.PARTITION]), one, other)

@@ -31,7 +31,6 @@ from dfl_node.holders import Holders
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Journal
 from dfl_node.modes.data_parallel import model_config
-from dfl_node.modes.settlement import read_evidence
 from dfl_node.net.memory import MemoryNetwork
 from dfl_node.parts import Parts
 from dfl_node.store.memory import Fault as StoreFault
@@ -142,7 +141,7 @@ class World:
                 self.running[machine.name] = node
                 machine.store.fault = machine.fault
                 nursery.start_soon(node.follow_chain)
-                nursery.start_soon(read_evidence, node.parts)
+                nursery.start_soon(node.evidence.run)
                 for row in node.parts.rows.jobs():
                     node.consider(row.job)
                 task_status.started(node)
