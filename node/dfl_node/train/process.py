@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -344,7 +344,8 @@ class _Worker:
     async def _death(self, op: str, problem: Exception | None) -> WorkerDied:
         """What is known of how it ended."""
         with trio.move_on_after(_DYING_S):
-            await self._drain_stderr()
+            with suppress(trio.ClosedResourceError):  # by `aclose`, which ends requests under way
+                await self._drain_stderr()
             await self._process.wait()
         code = self._process.returncode
         match code:
