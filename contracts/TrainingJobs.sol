@@ -9,44 +9,20 @@ import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {ITrainingJobs} from "./interfaces/ITrainingJobs.sol";
 import {AggregatorDraw} from "./libraries/AggregatorDraw.sol";
 import {Entries, Entry} from "./libraries/Entries.sol";
+import {LapBook, Laps} from "./libraries/Laps.sol";
 import {Publications} from "./libraries/Publications.sol";
+import {Settling} from "./libraries/Settling.sol";
 import {Terms} from "./libraries/Terms.sol";
-import {Cid, JobId, JobState, JobTerms, Kind, Phase, Publication} from "./types/Types.sol";
+import {Job} from "./types/Job.sol";
+import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase, Publication} from "./types/Types.sol";
 
 /// @title Holds the escrow of jobs and runs their rounds
 /// @notice See interfaces/ITrainingJobs.sol
 contract TrainingJobs is ITrainingJobs {
     using SafeERC20 for IERC20;
+    using Laps for LapBook;
     using Publications for mapping(uint256 => Publication);
-
-    /// @dev Ordered so that a commit writes one slot of it, and so does a reveal.
-    struct Job {
-        // Slot 0: whatever the course of a round changes.
-        Phase phase;
-        uint8 voids; // in a row
-        bool cancelRequested;
-        uint32 round;
-        uint32 completed;
-        uint40 deadline;
-        uint32 expected;
-        uint32 commits;
-        uint32 reveals;
-        uint32 nextExpected; // members of the next round so far
-        // Slot 1
-        address requester;
-        uint32 draw;
-        // Slot 2
-        Cid model;
-        // Slot 3: of the escrow, what is still here and what rounds earned; the rest was refunded.
-        uint112 held;
-        uint112 spent;
-        uint32 settled; // published rounds that are settled or were passed over
-        // Slots 4 to 7
-        JobTerms terms;
-        mapping(uint256 position => Publication) published;
-        mapping(address node => uint32) activeRound;
-        mapping(uint32 round => mapping(address node => Entry)) entries;
-    }
+    using Settling for Job;
 
     /// @notice Void rounds in a row after which a job fails.
     uint8 public constant MAX_VOIDS = 3;
@@ -91,6 +67,7 @@ contract TrainingJobs is ITrainingJobs {
             terms.rounds,
             terms.quorum,
             terms.minNodes,
+            terms.target,
             terms.roundBudget,
             terms.requiredStake
         );
@@ -109,12 +86,14 @@ contract TrainingJobs is ITrainingJobs {
         uint32 round = job_.round;
         uint32 active = job_.activeRound[msg.sender];
         // Whoever can still commit in this round has nothing to join.
-        if (active > round || (active == round && (phase == Phase.Open || phase == Phase.Commit))) {
+        bool inTime = active == round && (phase == Phase.Open || phase == Phase.Commit);
+        if (active > round || inTime || (active != 0 && job_.terms.target != 0)) {
             revert AlreadyJoined(id, msg.sender, active);
         }
-        uint32 target = phase == Phase.Open ? round : round + 1;
-        job_.activeRound[msg.sender] = target;
-        emit NodeJoined(id, msg.sender, target);
+        uint32 first = phase == Phase.Open ? round : round + 1;
+        job_.activeRound[msg.sender] = first;
+        if (job_.terms.mode == Mode.Chained) job_.laps.add(first, msg.sender);
+        emit NodeJoined(id, msg.sender, first);
 
         if (phase != Phase.Open) {
             ++job_.nextExpected;
@@ -126,32 +105,59 @@ contract TrainingJobs is ITrainingJobs {
     /// @inheritdoc ITrainingJobs
     function commit(JobId id, uint32 round, bytes32 commitment) external {
         Job storage job_ = _inTime(id, round, Phase.Commit);
-        if (job_.activeRound[msg.sender] != round) revert NotActive(id, round, msg.sender);
+        if (job_.terms.mode == Mode.Chained) revert WrongMode(id, Mode.Chained);
+        uint32 target = job_.terms.target;
+        uint32 active = job_.activeRound[msg.sender];
+        if (target == 0 ? active != round : active == 0 || active > round) revert NotActive(id, round, msg.sender);
         if (!job_.entries[round][msg.sender].isEmpty()) revert AlreadyCommitted(id, round, msg.sender);
         Entry entry = Entries.seal(commitment);
         if (entry.isEmpty()) revert InvalidCommitment(commitment);
 
         job_.entries[round][msg.sender] = entry;
         emit ContributionCommitted(id, round, msg.sender, commitment);
-        if (++job_.commits == job_.expected) _enter(id, job_, Phase.Reveal, job_.terms.revealWindow);
+        uint32 enough = job_.expected;
+        if (target != 0 && target < enough) enough = target;
+        if (++job_.commits == enough) _enter(id, job_, Phase.Reveal, job_.terms.revealWindow);
     }
 
     /// @inheritdoc ITrainingJobs
-    function reveal(JobId id, uint32 round, Kind kind, Cid update, uint64 samples, bytes32 salt) external {
+    function reveal(
+        JobId id,
+        uint32 round,
+        Kind kind,
+        Cid update,
+        Cid parent,
+        uint64 samples,
+        bytes32 salt
+    ) external {
         Job storage job_ = _inTime(id, round, Phase.Reveal);
-        Cid parent = job_.model;
+        if (Cid.unwrap(parent) != Cid.unwrap(job_.model) && job_.terms.mode != Mode.Async) {
+            revert ParentMismatch(id, round, parent);
+        }
         _checkReveal(id, job_, round, Entries.hash(id, round, parent, update, kind, samples, msg.sender, salt));
 
-        uint32 index = job_.reveals;
-        job_.reveals = index + 1;
-        job_.entries[round][msg.sender] = Entries.open(kind, index, samples);
         // It may have joined the next round already, for fear of missing this phase.
-        if (job_.activeRound[msg.sender] == round) {
+        if (job_.terms.target == 0 && job_.activeRound[msg.sender] == round) {
             job_.activeRound[msg.sender] = round + 1;
             ++job_.nextExpected;
         }
-        emit ContributionRevealed(id, round, msg.sender, kind, index, update, parent, samples);
-        if (index + 1 == job_.commits) _openAggregate(id, job_);
+        uint32 reveals = _record(id, job_, round, kind, update, parent, samples);
+        if (reveals == job_.commits) _openAggregate(id, job_);
+    }
+
+    /// @inheritdoc ITrainingJobs
+    function hop(JobId id, uint32 round, bool accept, Cid model, uint64 samples) external {
+        Job storage job_ = _inTime(id, round, Phase.Commit);
+        if (job_.terms.mode != Mode.Chained) revert WrongMode(id, job_.terms.mode);
+        if (job_.laps.memberAt(round, job_.commits) != msg.sender) revert NotYourLease(id, round, msg.sender);
+
+        if (accept && Cid.unwrap(job_.candidate) != 0) job_.model = job_.candidate;
+        job_.candidate = model;
+        job_.activeRound[msg.sender] = round + 1;
+        ++job_.nextExpected;
+        job_.laps.add(round + 1, msg.sender);
+        _record(id, job_, round, Kind.Hop, model, job_.model, samples);
+        _nextLease(id, job_);
     }
 
     /// @inheritdoc ITrainingJobs
@@ -161,6 +167,7 @@ contract TrainingJobs is ITrainingJobs {
         if (from == 0) revert NotAggregator(id, round, msg.sender);
         if (block.timestamp < from) revert NotYourTurn(id, round, msg.sender, from);
 
+        if (job_.terms.mode == Mode.Chained) _takeCandidate(id, job_, round, model);
         job_.model = model;
         job_.voids = 0;
         uint32 completed = ++job_.completed;
@@ -184,6 +191,10 @@ contract TrainingJobs is ITrainingJobs {
         if (phase == Phase.Open) {
             if (job_.expected >= quorum) _openCommit(id, job_);
             else _end(id, job_, Phase.Failed);
+        } else if (phase == Phase.Commit && job_.terms.mode == Mode.Chained) {
+            // Whoever misses its lease is a member again when it joins again.
+            delete job_.activeRound[job_.laps.memberAt(job_.round, job_.commits)];
+            _nextLease(id, job_);
         } else if (phase == Phase.Commit && job_.commits >= quorum) {
             _enter(id, job_, Phase.Reveal, job_.terms.revealWindow);
         } else if (phase == Phase.Reveal && job_.reveals >= quorum) {
@@ -208,7 +219,7 @@ contract TrainingJobs is ITrainingJobs {
     function refund(JobId id) external returns (uint256 amount) {
         Job storage job_ = _known(id);
         if (!_ended(job_.phase)) revert WrongPhase(id, job_.phase);
-        amount = _refundable(job_);
+        amount = job_.refundable();
         if (amount == 0) revert NothingToRefund(id);
 
         // At most `held`, which has 112 bits.
@@ -227,8 +238,8 @@ contract TrainingJobs is ITrainingJobs {
     ) external returns (uint128 amount, uint64 claimableAt) {
         if (msg.sender != distributor) revert NotDistributor(msg.sender);
         Job storage job_ = _known(id);
-        uint32 position = _checkSettlement(id, job_, round, settler);
-        amount = _checkTotal(id, job_, total);
+        uint32 position = job_.check(id, round, settler);
+        amount = job_.added(id, total);
 
         job_.settled = position + 1;
         // Both at most the escrow, which has 112 bits.
@@ -254,6 +265,7 @@ contract TrainingJobs is ITrainingJobs {
         state.reveals = job_.reveals;
         state.draw = job_.draw;
         state.spent = job_.spent;
+        state.candidate = job_.candidate;
         state.refunded = uint128(job_.terms.rounds) * job_.terms.roundBudget - job_.held - job_.spent;
     }
 
@@ -278,6 +290,14 @@ contract TrainingJobs is ITrainingJobs {
     }
 
     /// @inheritdoc ITrainingJobs
+    function lease(JobId id) external view returns (address node, uint32 position, uint64 until) {
+        Job storage job_ = _jobs[id];
+        if (job_.phase != Phase.Commit || job_.terms.mode != Mode.Chained) return (address(0), 0, 0);
+        position = job_.commits;
+        return (job_.laps.memberAt(job_.round, position), position, job_.deadline);
+    }
+
+    /// @inheritdoc ITrainingJobs
     function publication(JobId id, uint32 round) external view returns (Publication memory found) {
         Job storage job_ = _jobs[id];
         (bool exists, uint32 position) = job_.published.find(job_.completed, round);
@@ -287,7 +307,7 @@ contract TrainingJobs is ITrainingJobs {
     /// @inheritdoc ITrainingJobs
     function refundable(JobId id) external view returns (uint256) {
         Job storage job_ = _jobs[id];
-        return _ended(job_.phase) ? _refundable(job_) : 0;
+        return _ended(job_.phase) ? job_.refundable() : 0;
     }
 
     // -- the course of a round ---------------------------------------------------------------------------------
@@ -300,8 +320,53 @@ contract TrainingJobs is ITrainingJobs {
     }
 
     function _openCommit(JobId id, Job storage job_) private {
+        if (job_.terms.mode == Mode.Chained) job_.laps.open(id, job_.round);
         _enter(id, job_, Phase.Commit, job_.terms.commitWindow);
         emit RoundOpened(id, job_.round, job_.model, job_.expected, job_.deadline);
+        if (job_.terms.mode == Mode.Chained) _emitLease(id, job_);
+    }
+
+    /// @dev Keeps a contribution for all to see; returns how many the round has now.
+    function _record(
+        JobId id,
+        Job storage job_,
+        uint32 round,
+        Kind kind,
+        Cid update,
+        Cid parent,
+        uint64 samples
+    ) private returns (uint32 reveals) {
+        uint32 index = job_.reveals;
+        reveals = index + 1;
+        job_.reveals = reveals;
+        job_.entries[round][msg.sender] = Entries.open(kind, index, samples);
+        emit ContributionRevealed(id, round, msg.sender, kind, index, update, parent, samples);
+    }
+
+    /// @dev The next in the lap's order; after the last one the lap counts, or is void.
+    function _nextLease(JobId id, Job storage job_) private {
+        if (++job_.commits < job_.expected) {
+            job_.deadline = uint40(block.timestamp) + job_.terms.commitWindow;
+            _emitLease(id, job_);
+        } else if (job_.reveals >= job_.terms.quorum) {
+            _openAggregate(id, job_);
+        } else {
+            _void(id, job_);
+        }
+    }
+
+    function _emitLease(JobId id, Job storage job_) private {
+        uint32 position = job_.commits;
+        emit HopLeased(id, job_.round, job_.laps.memberAt(job_.round, position), position, job_.deadline);
+    }
+
+    /// @dev A lap ends with its last hop, or with what was accepted before.
+    function _takeCandidate(JobId id, Job storage job_, uint32 round, Cid model) private {
+        bytes32 chosen = Cid.unwrap(model);
+        if (chosen != Cid.unwrap(job_.candidate) && chosen != Cid.unwrap(job_.model)) {
+            revert NotACandidate(id, round, model);
+        }
+        job_.candidate = Cid.wrap(0);
     }
 
     function _openAggregate(JobId id, Job storage job_) private {
@@ -317,7 +382,7 @@ contract TrainingJobs is ITrainingJobs {
 
     function _nextRound(Job storage job_) private {
         ++job_.round;
-        job_.expected = job_.nextExpected;
+        job_.expected = job_.terms.target == 0 ? job_.nextExpected : job_.expected + job_.nextExpected;
         job_.nextExpected = 0;
         job_.commits = 0;
         job_.reveals = 0;
@@ -325,6 +390,7 @@ contract TrainingJobs is ITrainingJobs {
 
     function _void(JobId id, Job storage job_) private {
         emit RoundVoided(id, job_.round, job_.phase);
+        if (job_.terms.mode == Mode.Chained) job_.candidate = Cid.wrap(0);
         if (++job_.voids == MAX_VOIDS) return _end(id, job_, Phase.Failed);
         if (job_.cancelRequested) return _end(id, job_, Phase.Cancelled);
         _nextRound(job_);
@@ -375,53 +441,6 @@ contract TrainingJobs is ITrainingJobs {
         if (!entry.seals(commitment)) revert CommitmentMismatch(id, round, msg.sender, commitment);
     }
 
-    /// @dev Returns the round's position among the published ones.
-    function _checkSettlement(
-        JobId id,
-        Job storage job_,
-        uint32 round,
-        address settler
-    ) private view returns (uint32 position) {
-        bool found;
-        (found, position) = job_.published.find(job_.completed, round);
-        if (!found) revert RoundNotPublished(id, round);
-        uint32 settled = job_.settled;
-        if (position < settled) revert RoundPassed(id, round, job_.published[settled - 1].round);
-        uint32 window = job_.terms.settleWindow;
-        if (position > settled) {
-            // Times rise: if the round just before is past its window, all earlier ones are.
-            Publication storage previous = job_.published[position - 1];
-            uint64 until = previous.publishedAt + window;
-            if (block.timestamp < until) revert EarlierRoundOpen(id, round, previous.round, until);
-        }
-        _checkSettler(id, job_, round, settler, job_.published[position], window);
-    }
-
-    function _checkSettler(
-        JobId id,
-        Job storage job_,
-        uint32 round,
-        address settler,
-        Publication memory own,
-        uint32 window
-    ) private view {
-        uint64 until = own.publishedAt + window;
-        if (block.timestamp >= until) revert SettleWindowPassed(id, round, until);
-        if (settler == own.publisher) return;
-        uint64 othersFrom = own.publishedAt + window / 2;
-        if (block.timestamp < othersFrom || !job_.entries[round][settler].isRevealed()) {
-            revert NotSettler(id, round, settler, othersFrom);
-        }
-    }
-
-    /// @dev Returns what `total` adds to earlier settlements.
-    function _checkTotal(JobId id, Job storage job_, uint128 total) private view returns (uint128) {
-        uint112 spent = job_.spent;
-        uint256 most = uint256(spent) + job_.terms.roundBudget;
-        if (total < spent || total > most) revert TotalOutOfRange(id, total, spent, most);
-        return total - spent;
-    }
-
     // -- what follows from how a job stands ---------------------------------------------------------------------
 
     function _ended(Phase phase) private pure returns (bool) {
@@ -434,14 +453,5 @@ contract TrainingJobs is ITrainingJobs {
         uint32 rank = AggregatorDraw.rank(entry.index(), job_.draw, job_.reveals);
         uint32 window = job_.terms.aggregateWindow;
         return job_.deadline - window + AggregatorDraw.delay(rank, job_.reveals, window);
-    }
-
-    /// @dev What is held, but for the budget of each published round that may still be settled.
-    function _refundable(Job storage job_) private view returns (uint256) {
-        uint32 count = job_.completed;
-        uint256 window = job_.terms.settleWindow;
-        uint256 time = block.timestamp > window ? block.timestamp - window : 0;
-        uint256 open = count - job_.published.firstAfter(job_.settled, count, time);
-        return job_.held - open * job_.terms.roundBudget;
     }
 }

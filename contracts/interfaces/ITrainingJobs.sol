@@ -7,6 +7,13 @@ import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase, Publication} from "..
 /// @notice A job goes OPEN -> COMMIT -> REVEAL -> AGGREGATE, round after round. A phase takes what belongs to it
 /// before its deadline; from the deadline on, anyone may end it with `advance`. It ends earlier once everybody
 /// expected has delivered. A round without quorum or without a model is void: it costs nothing and does not count.
+///
+/// Members: with no target, who reveals is a member of the next round, and all others join again. With a target, who
+/// has joined once stays a member, and that many commitments (or those of all members, if they are fewer) end COMMIT.
+///
+/// In mode Chained a round is a lap: in COMMIT the members hold a lease one after another, in an order drawn anew for
+/// each lap, and `hop` takes the place of commit and reveal. Who misses its lease is no member until it joins again. A
+/// hop that the next one builds on becomes the job's model at once, and stays it even if the lap is void in the end.
 interface ITrainingJobs {
     /// @notice A job was opened and its whole budget, rounds * roundBudget, put in escrow.
     event JobCreated(
@@ -18,6 +25,7 @@ interface ITrainingJobs {
         uint32 rounds,
         uint32 quorum,
         uint32 minNodes,
+        uint24 target,
         uint96 roundBudget,
         uint96 requiredStake
     );
@@ -44,6 +52,15 @@ interface ITrainingJobs {
         Cid update,
         Cid parent,
         uint64 samples
+    );
+
+    /// @notice Chained: the next hop of the lap is this node's, until `deadline` (Unix seconds).
+    event HopLeased(
+        JobId indexed job,
+        uint32 indexed round,
+        address indexed node,
+        uint32 position,
+        uint64 deadline
     );
 
     /// @notice A round ended with a model.
@@ -106,6 +123,18 @@ interface ITrainingJobs {
     /// @notice What is revealed is not what was committed; `computed` is its commitment.
     error CommitmentMismatch(JobId job, uint32 round, address node, bytes32 computed);
 
+    /// @notice Such work is made from the job's current model; only mode Async takes an earlier one.
+    error ParentMismatch(JobId job, uint32 round, Cid parent);
+
+    /// @notice The call does not belong to the job's mode.
+    error WrongMode(JobId job, Mode mode);
+
+    /// @notice The next hop is another node's.
+    error NotYourLease(JobId job, uint32 round, address node);
+
+    /// @notice A lap ends with its last hop's model, or with the one accepted before.
+    error NotACandidate(JobId job, uint32 round, Cid model);
+
     /// @notice Only who revealed in the round may publish its model.
     error NotAggregator(JobId job, uint32 round, address node);
 
@@ -150,14 +179,28 @@ interface ITrainingJobs {
 
     /// @notice Binds the caller to a contribution to the current round.
     /// @param commitment keccak256(abi.encode(uint64 job, uint32 round, bytes32 parent, bytes32 update, uint8 kind,
-    /// uint64 samples, address node, bytes32 salt)), where parent is the job's current model
+    /// uint64 samples, address node, bytes32 salt)), with what `reveal` is to show
     function commit(JobId job, uint32 round, bytes32 commitment) external;
 
-    /// @notice Shows what the caller committed to, and makes it a member of the next round.
-    function reveal(JobId job, uint32 round, Kind kind, Cid update, uint64 samples, bytes32 salt) external;
+    /// @notice Shows what the caller committed to, and so makes it a member of the next round.
+    /// @param parent the model that the work started from: the job's current one, or in mode Async an earlier one
+    function reveal(
+        JobId job,
+        uint32 round,
+        Kind kind,
+        Cid update,
+        Cid parent,
+        uint64 samples,
+        bytes32 salt
+    ) external;
 
-    /// @notice Ends the round with a model. The drawn contributor may from the start of AGGREGATE, the next ones in
-    /// line a quarter of the window later each.
+    /// @notice Chained: passes the model on, while the lease is the caller's. The lap then goes to the next member.
+    /// @param accept true if `model` was made from the lap's newest hop, which so becomes the job's model; false if it
+    /// was made from the last accepted one
+    function hop(JobId job, uint32 round, bool accept, Cid model, uint64 samples) external;
+
+    /// @notice Ends the round with a model; a lap with its last hop's, or with the last accepted one. The drawn
+    /// contributor may from the start of AGGREGATE, the next ones in line a quarter of the window later each.
     function publishModel(JobId job, uint32 round, Cid model) external;
 
     /// @notice Ends a phase whose deadline has come. Anyone may.
@@ -198,6 +241,9 @@ interface ITrainingJobs {
 
     /// @notice Unix seconds from which the node may publish the current round's model, 0 if never.
     function mayAggregateAt(JobId job, address node) external view returns (uint64);
+
+    /// @notice Chained: whose hop is next, at which position of the lap, and until when; all zero if no lap runs.
+    function lease(JobId job) external view returns (address node, uint32 position, uint64 until);
 
     /// @notice Who published a round's model, and when; all zero if nobody did.
     function publication(JobId job, uint32 round) external view returns (Publication memory);

@@ -2,7 +2,7 @@
 pragma solidity 0.8.37;
 
 import {ITrainingJobs} from "../interfaces/ITrainingJobs.sol";
-import {Cid, JobTerms} from "../types/Types.sol";
+import {Cid, JobTerms, Mode} from "../types/Types.sol";
 
 /// @title What a requester may promise
 library Terms {
@@ -16,6 +16,12 @@ library Terms {
         _within("rounds", terms.rounds, 1, type(uint32).max);
         _within("quorum", terms.quorum, 1, type(uint32).max);
         _within("minNodes", terms.minNodes, terms.quorum, type(uint32).max);
+        if (terms.mode == Mode.Chained || (terms.mode == Mode.Sync && terms.target == 0)) {
+            _within("target", terms.target, 0, 0);
+        } else {
+            uint256 most = terms.minNodes < type(uint24).max ? terms.minNodes : type(uint24).max;
+            _within("target", terms.target, terms.quorum, most);
+        }
         _within("openWindow", terms.openWindow, 1, MAX_WINDOW);
         _within("commitWindow", terms.commitWindow, 1, MAX_WINDOW);
         _within("revealWindow", terms.revealWindow, 1, MAX_WINDOW);

@@ -155,6 +155,7 @@ const terms = {
   commitWindow: BigInt(DAY),
   revealWindow: BigInt(DAY),
   aggregateWindow: BigInt(DAY),
+  target: 0n,
   settleWindow: BigInt(DAY),
   challengeWindow: 1n,
   roundBudget: BUDGET,
@@ -194,6 +195,38 @@ for (let round = 1n; round <= ROUNDS; round++) {
   }
 }
 
+// The second lap: the first one fills storage that all later ones find filled.
+const chained = 3n;
+const CHAINED_MODE = 3n;
+await jobs.transact(requester, "createJob", { ...terms, mode: CHAINED_MODE });
+for (const node of nodes) await jobs.transact(node, "join", chained);
+for (const round of [1n, 2n]) {
+  const hops = [];
+  for (let place = 0; place < NODES; place++) {
+    const { node } = await jobs.read("lease", chained);
+    const model = digest("hop", round, place);
+    const from = nodes.find((own) => own.toLowerCase() === node.toLowerCase());
+    hops.push(await jobs.transact(from, "hop", chained, round, true, model, 5000n));
+    if (place === NODES - 1 && round === 1n) {
+      const drawn = await publisherOf(chained);
+      await jobs.transact(drawn, "publishModel", chained, round, model);
+    }
+  }
+  gas.hop = hops[1];
+}
+
+async function publisherOf(id) {
+  for (const node of nodes) {
+    const from = await jobs.read("mayAggregateAt", id, node);
+    if (from !== 0n && from <= BigInt(now + 1)) return node;
+  }
+  throw new Error("nobody may publish");
+}
+
+function shown(update, parent, node) {
+  return [0n, update, parent, 5000n, digest("salt", node)];
+}
+
 // Commits and reveals in order, so that a member's place is its index; `contributions` is the gas of each.
 async function playRound(id, round, members) {
   const { model: parent } = await jobs.read("job", id);
@@ -205,7 +238,7 @@ async function playRound(id, round, members) {
   }
   for (const [i, node] of members.entries()) {
     const update = digest("update", round, node);
-    contributions[i] += await jobs.transact(node, "reveal", id, round, 0n, update, 5000n, digest("salt", node));
+    contributions[i] += await jobs.transact(node, "reveal", id, round, ...shown(update, parent, node));
   }
   const { draw } = await jobs.read("job", id);
   const publisher = members[Number(draw)];

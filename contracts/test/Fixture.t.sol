@@ -63,6 +63,7 @@ abstract contract Steps {
                 commitWindow: 60,
                 revealWindow: 30,
                 aggregateWindow: 40,
+                target: 0,
                 settleWindow: 200,
                 challengeWindow: 50,
                 roundBudget: BUDGET,
@@ -108,8 +109,9 @@ abstract contract Steps {
 
     function revealAs(JobId job, address node) internal {
         uint32 round = jobs.job(job).round;
+        Cid parent = jobs.job(job).model;
         vm.prank(node);
-        jobs.reveal(job, round, Kind.Update, updateOf(round, node), 64, SALT);
+        jobs.reveal(job, round, Kind.Update, updateOf(round, node), parent, 64, SALT);
     }
 
     function publishAs(JobId job, address node) internal {

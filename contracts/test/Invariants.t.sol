@@ -4,14 +4,14 @@ pragma solidity 0.8.37;
 import {RewardDistributor} from "../RewardDistributor.sol";
 import {TrainingJobs} from "../TrainingJobs.sol";
 import {VnxToken} from "../VnxToken.sol";
-import {Cid, JobId, JobState, JobTerms, Kind, Leaf, Phase, ProofStep} from "../types/Types.sol";
+import {Cid, JobId, JobState, JobTerms, Kind, Leaf, Mode, Phase, ProofStep} from "../types/Types.sol";
 import {Steps, Trees} from "./Fixture.t.sol";
 import {bound, vm} from "./Vm.t.sol";
 
 /// @notice Plays a few jobs at random: nodes that come late, stay silent, settle what they like, claim or not.
 contract Players is Steps {
     uint256 internal constant NODES = 4;
-    uint64 internal constant JOBS = 3;
+    uint64 internal constant JOBS = 3; // one with commit and reveal by all, one with a target, one of laps
 
     /// @notice What a settlement of a round paid, all to one leaf.
     mapping(uint64 job => mapping(uint32 round => Leaf)) private leaves;
@@ -25,7 +25,9 @@ contract Players is Steps {
     constructor() {
         deploy();
         for (uint256 i = 0; i < NODES; ++i) register(nodeAt(i), STAKE);
-        for (uint64 i = 0; i < JOBS; ++i) create(jobTerms());
+        create(jobTerms(Mode.Sync, 0, 4));
+        create(jobTerms(Mode.Async, 2, 2));
+        create(jobTerms(Mode.Chained, 0, 3));
     }
 
     function contracts() external view returns (VnxToken, TrainingJobs, RewardDistributor) {
@@ -38,16 +40,23 @@ contract Players is Steps {
         address node = nodeAt(actor % NODES);
         vm.warp(block.timestamp + (wait % 4));
         uint32 round = state.round;
+        bool chained = state.terms.mode == Mode.Chained;
+        (address holder, , ) = jobs.lease(job);
         vm.prank(node);
         if (state.phase == Phase.Open) {
             try jobs.join(job) {} catch {}
+        } else if (state.phase == Phase.Commit && chained) {
+            try jobs.hop(job, round, actor % 3 != 0, updateOf(round, node), 64) {
+                if (holder != node) fooled = true;
+            } catch {}
         } else if (state.phase == Phase.Commit) {
             bytes32 commitment = commitmentOfNow(job, round, node, state.model);
             try jobs.commit(job, round, commitment) {} catch {}
         } else if (state.phase == Phase.Reveal) {
-            try jobs.reveal(job, round, Kind.Update, updateOf(round, node), 64, SALT) {} catch {}
+            try jobs.reveal(job, round, Kind.Update, updateOf(round, node), state.model, 64, SALT) {} catch {}
         } else {
-            try jobs.publishModel(job, round, modelOf(round)) {} catch {}
+            Cid model = chained ? state.candidate : modelOf(round);
+            try jobs.publishModel(job, round, model) {} catch {}
         }
     }
 
@@ -78,7 +87,8 @@ contract Players is Steps {
         vm.prank(nodeAt(actor % NODES));
         try jobs.advance(job) {
             JobState memory state = jobs.job(job);
-            if (ended || (state.phase == before.phase && state.round == before.round)) stuck = true;
+            bool moved = state.phase != before.phase || state.round != before.round;
+            if (ended || !(moved || state.commits != before.commits)) stuck = true;
         } catch {
             if (!ended) stuck = true;
         }
@@ -142,10 +152,12 @@ contract Players is Steps {
         return keccak256(abi.encode(job, round, parent, updateOf(round, node), Kind.Update, uint64(64), node, SALT));
     }
 
-    function jobTerms() private pure returns (JobTerms memory t) {
+    function jobTerms(Mode mode, uint24 target, uint32 rounds) private pure returns (JobTerms memory t) {
         t = terms();
+        t.mode = mode;
+        t.target = target;
         t.minNodes = 2;
-        t.rounds = 4;
+        t.rounds = rounds;
         t.settleWindow = 900;
         t.challengeWindow = 20;
     }

@@ -29,7 +29,7 @@ contract JobRefusalsTest is Fixture {
         refuse(nodeAt(0), reason);
         jobs.commit(none, 1, SALT);
         refuse(nodeAt(0), reason);
-        jobs.reveal(none, 1, Kind.Update, SPEC, 1, SALT);
+        jobs.reveal(none, 1, Kind.Update, SPEC, BASE_MODEL, 1, SALT);
         refuse(nodeAt(0), reason);
         jobs.publishModel(none, 1, SPEC);
         refuse(nodeAt(0), reason);
@@ -151,22 +151,22 @@ contract JobRefusalsTest is Fixture {
     function test_reveal_refuses_another_phase_and_after_the_deadline() public {
         JobId job = inCommit(2);
         refuse(nodeAt(0), wrongPhase(job, Phase.Commit));
-        jobs.reveal(job, 1, Kind.Update, SPEC, 64, SALT);
+        jobs.reveal(job, 1, Kind.Update, SPEC, BASE_MODEL, 64, SALT);
         commitNodes(job, 2);
         toDeadline(job);
         refuse(nodeAt(0), deadlinePassed(job));
-        jobs.reveal(job, 1, Kind.Update, SPEC, 64, SALT);
+        jobs.reveal(job, 1, Kind.Update, SPEC, BASE_MODEL, 64, SALT);
     }
 
     function test_reveal_refuses_who_did_not_commit_or_has_revealed() public {
         JobId job = inReveal(2);
         refuse(nodeAt(9), abi.encodeWithSelector(ITrainingJobs.NotCommitted.selector, job, 1, nodeAt(9)));
-        jobs.reveal(job, 1, Kind.Update, SPEC, 64, SALT);
+        jobs.reveal(job, 1, Kind.Update, SPEC, BASE_MODEL, 64, SALT);
         revealAs(job, nodeAt(0));
         vm.assertTrue(jobs.committed(job, 1, nodeAt(0)));
         vm.assertTrue(jobs.revealed(job, 1, nodeAt(0)));
         refuse(nodeAt(0), abi.encodeWithSelector(ITrainingJobs.AlreadyRevealed.selector, job, 1, nodeAt(0)));
-        jobs.reveal(job, 1, Kind.Update, updateOf(1, nodeAt(0)), 64, SALT);
+        jobs.reveal(job, 1, Kind.Update, updateOf(1, nodeAt(0)), BASE_MODEL, 64, SALT);
     }
 
     function testFuzz_reveal_refuses_anything_but_what_was_committed(
@@ -185,7 +185,7 @@ contract JobRefusalsTest is Fixture {
             nodeAt(0),
             abi.encodeWithSelector(ITrainingJobs.CommitmentMismatch.selector, job, 1, nodeAt(0), computed)
         );
-        jobs.reveal(job, 1, kind_, Cid.wrap(update), samples, salt);
+        jobs.reveal(job, 1, kind_, Cid.wrap(update), BASE_MODEL, samples, salt);
     }
 
     function test_a_copied_commitment_cannot_be_revealed() public {
@@ -198,7 +198,7 @@ contract JobRefusalsTest is Fixture {
         Cid stolen = updateOf(1, nodeAt(0));
         vm.expectPartialRevert(ITrainingJobs.CommitmentMismatch.selector);
         vm.prank(nodeAt(1));
-        jobs.reveal(job, 1, Kind.Update, stolen, 64, SALT);
+        jobs.reveal(job, 1, Kind.Update, stolen, BASE_MODEL, 64, SALT);
     }
 
     function test_a_forged_entry_makes_nobody_aggregator() public {

@@ -2,7 +2,7 @@
 pragma solidity 0.8.37;
 
 import {ITrainingJobs} from "../interfaces/ITrainingJobs.sol";
-import {Cid, JobId, JobState, JobTerms, Kind, Phase} from "../types/Types.sol";
+import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase} from "../types/Types.sol";
 import {Fixture} from "./Fixture.t.sol";
 import {bound, vm} from "./Vm.t.sol";
 
@@ -305,6 +305,39 @@ contract JobRoundsTest is Fixture {
             jobs.advance(job);
         }
         assertPhase(job, Phase.Failed);
+        jobs.refund(job);
+        vm.assertEq(token.balanceOf(address(jobs)), 0);
+    }
+
+    /// @dev The same for standing members, of whom some commit and reveal, and for laps, in which some hop.
+    function testFuzz_time_alone_ends_jobs_of_every_mode(uint256 seed, bool laps) public {
+        JobTerms memory t = terms();
+        t.mode = laps ? Mode.Chained : Mode.Async;
+        t.target = laps ? 0 : 3;
+        JobId job = create(t);
+        joinNodes(job, 0, bound(seed, 2, 4));
+        for (uint256 i = 0; i < 40 && jobs.job(job).phase < Phase.Completed; ++i) {
+            bool acts = (seed >> (8 + i)) % 2 == 0;
+            JobState memory state = jobs.job(job);
+            if (acts && state.phase == Phase.Commit && laps) {
+                (address holder, , ) = jobs.lease(job);
+                vm.prank(holder);
+                jobs.hop(job, state.round, i % 3 != 0, updateOf(state.round, holder), 64);
+            } else if (acts && state.phase == Phase.Commit) {
+                commitAs(job, nodeAt(state.commits));
+            } else if (acts && state.phase == Phase.Reveal) {
+                revealAs(job, nodeAt(state.reveals));
+            } else {
+                toDeadline(job);
+                jobs.advance(job);
+            }
+        }
+        for (uint256 i = 0; i < 40 && jobs.job(job).phase < Phase.Completed; ++i) {
+            toDeadline(job);
+            jobs.advance(job);
+        }
+        assertPhase(job, Phase.Failed);
+        assertEscrow(job);
         jobs.refund(job);
         vm.assertEq(token.balanceOf(address(jobs)), 0);
     }

@@ -34,6 +34,7 @@ contract JobTermsTest is Fixture {
             t.rounds,
             t.quorum,
             t.minNodes,
+            t.target,
             t.roundBudget,
             t.requiredStake
         );

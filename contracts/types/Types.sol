@@ -25,13 +25,16 @@ enum Phase {
     Cancelled
 }
 
+/// @notice What a contribution is: an update, a lap's hop, a pipeline's stage, the record of who fed its round.
 enum Kind {
     Update,
     Hop,
-    Stage
+    Stage,
+    Feed
 }
 
-/// @notice What the requester promises. Windows in seconds, money in wei of VNX.
+/// @notice What the requester promises. Windows in seconds, money in wei of VNX. With a `target` so many commitments
+/// end COMMIT at once, and who has joined stays a member; with none it takes those of all members.
 struct JobTerms {
     Cid spec;
     Cid model;
@@ -43,13 +46,15 @@ struct JobTerms {
     uint32 commitWindow;
     uint32 revealWindow;
     uint32 aggregateWindow;
+    uint24 target;
     uint32 settleWindow;
     uint32 challengeWindow;
     uint96 roundBudget;
     uint96 requiredStake;
 }
 
-/// @notice A job as it stands, for readers off chain.
+/// @notice A job as it stands, for readers off chain. `candidate` is a lap's newest hop while nobody has built on it,
+/// zero if there is none.
 struct JobState {
     address requester;
     JobTerms terms;
@@ -64,6 +69,7 @@ struct JobState {
     uint32 draw;
     uint128 spent;
     uint128 refunded;
+    Cid candidate;
 }
 
 /// @notice A round that ended with a model. One storage slot.

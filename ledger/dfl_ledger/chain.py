@@ -24,6 +24,7 @@ from dfl_ledger.records import (
     JobState,
     JobTerms,
     Leaf,
+    Lease,
     Mode,
     NodeRecord,
     Phase,
@@ -225,6 +226,7 @@ class ChainLedger:
             requester, terms, phase, *numbers = state
             if Phase(phase) is Phase.NONE:
                 return None
+            *numbers, candidate = numbers
             round_, completed, deadline, model, expected, commits, reveals, draw, spent, refunded = numbers
             return JobState(
                 job,
@@ -241,6 +243,7 @@ class ChainLedger:
                 draw,
                 spent,
                 refunded,
+                _cid(candidate) if int(candidate, 16) else None,
             )
 
     def active_round(self, job: JobId, node: Address) -> int:
@@ -260,9 +263,19 @@ class ChainLedger:
 
     def reveal(self, contribution: Contribution, salt: bytes) -> Receipt:
         c = contribution
-        return self._write(
-            self._deployment.jobs, "reveal", c.job, c.round, int(c.kind), c.cid.digest, c.samples, salt
-        ).receipt
+        shown = (int(c.kind), c.cid.digest, c.parent.digest, c.samples, salt)
+        return self._write(self._deployment.jobs, "reveal", c.job, c.round, *shown).receipt
+
+    def revealed(self, job: JobId, round_: int, node: Address) -> bool:
+        return bool(self._read(self._deployment.jobs, "revealed", job, round_, node)[0])
+
+    def hop(self, job: JobId, round_: int, accept: bool, model: Cid, samples: int) -> Receipt:
+        passed_on = (accept, model.digest, samples)
+        return self._write(self._deployment.jobs, "hop", job, round_, *passed_on).receipt
+
+    def lease(self, job: JobId) -> Lease | None:
+        node, position, until = self._read(self._deployment.jobs, "lease", job)
+        return Lease(Address(node), int(position), int(until)) if int(until) else None
 
     def publish_model(self, job: JobId, round_: int, model: Cid) -> Receipt:
         return self._write(self._deployment.jobs, "publishModel", job, round_, model.digest).receipt
@@ -412,6 +425,7 @@ def _terms_to_abi(terms: JobTerms) -> tuple[object, ...]:
         terms.commit_window_s,
         terms.reveal_window_s,
         terms.aggregate_window_s,
+        terms.target,
         terms.settle_window_s,
         terms.challenge_window_s,
         terms.round_budget_wei,

@@ -17,6 +17,7 @@ from dfl_ledger.records import (
     JobState,
     JobTerms,
     Leaf,
+    Lease,
     NodeRecord,
     ProofStep,
     Receipt,
@@ -89,7 +90,22 @@ class Ledger(Protocol):
         """True once a commitment or a revealed contribution of this node is recorded for the round."""
         ...
 
-    def reveal(self, contribution: Contribution, salt: bytes) -> Receipt: ...
+    def reveal(self, contribution: Contribution, salt: bytes) -> Receipt:
+        """Show what was committed. In every mode but ASYNC its parent must be the job's current model."""
+        ...
+
+    def revealed(self, job: JobId, round_: int, node: Address) -> bool:
+        """True once the node's contribution to the round is on chain in the open."""
+        ...
+
+    def hop(self, job: JobId, round_: int, accept: bool, model: Cid, samples: int) -> Receipt:
+        """CHAINED, while the lease is ours: pass on `model`, made from the last hop's model if `accept`, else
+        from the last accepted one."""
+        ...
+
+    def lease(self, job: JobId) -> Lease | None:
+        """CHAINED: whose hop is next; None while no lap is under way."""
+        ...
 
     def publish_model(self, job: JobId, round_: int, model: Cid) -> Receipt:
         """As the drawn aggregator (or, later in the window, the next in line): end the round with a model."""

@@ -27,6 +27,7 @@ from dfl_ledger.records import (
     JobState,
     JobTerms,
     Leaf,
+    Lease,
     NodeRecord,
     ProofStep,
     Receipt,
@@ -147,14 +148,24 @@ class MemoryLedger:
 
     def committed(self, job: JobId, round_: int, node: Address) -> bool:
         found = self._chain.jobs.jobs.get(job)
-        return found is not None and (round_, node) in found.commitments
+        return found is not None and ((round_, node) in found.commitments or (round_, node) in found.indexes)
 
     def reveal(self, contribution: Contribution, salt: bytes) -> Receipt:
-        c = contribution
         return self._send(
             "reveal",
-            lambda tx: self._chain.jobs.reveal(tx, c.job, c.round, c.kind, c.cid, c.samples, salt),
+            lambda tx: self._chain.jobs.reveal(tx, contribution, salt),
         )
+
+    def revealed(self, job: JobId, round_: int, node: Address) -> bool:
+        found = self._chain.jobs.jobs.get(job)
+        return found is not None and (round_, node) in found.indexes
+
+    def hop(self, job: JobId, round_: int, accept: bool, model: Cid, samples: int) -> Receipt:
+        return self._send("hop", lambda tx: self._chain.jobs.hop(tx, job, round_, accept, model, samples))
+
+    def lease(self, job: JobId) -> Lease | None:
+        with self._blocks.reading():
+            return self._chain.jobs.lease(job)
 
     def publish_model(self, job: JobId, round_: int, model: Cid) -> Receipt:
         return self._send("publishModel", lambda tx: self._chain.jobs.publish_model(tx, job, round_, model))

@@ -2,72 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import replace
 
+from dfl_ledger import lap_order
 from dfl_ledger.contracts import commitment
 from dfl_ledger.memory_chain import Blocks, Token, Transaction
+from dfl_ledger.memory_job import Job, Publication, position_to_settle, refundable_wei
 from dfl_ledger.memory_registry import MemoryRegistry
-from dfl_ledger.records import Address, Cid, Contribution, JobId, JobState, JobTerms, Kind, Phase
+from dfl_ledger.memory_terms import check_terms
+from dfl_ledger.records import (
+    Address,
+    Cid,
+    Contribution,
+    JobId,
+    JobTerms,
+    Kind,
+    Lease,
+    Mode,
+    Phase,
+)
 
 _NAME = "TrainingJobs"
 _MAX_VOIDS = 3
 _SLOTS = 4  # that the aggregate window is cut into
-_MAX_WINDOW_S = 30 * 24 * 3600 - 1
-
-
-@dataclass(frozen=True)
-class Publication:
-    """A round that ended with a model."""
-
-    round: int
-    publisher: Address
-    at: int
-
-
-@dataclass
-class Job:
-    """A job's storage."""
-
-    job: JobId
-    requester: Address
-    terms: JobTerms
-    model: Cid
-    deadline: int
-    phase: Phase = Phase.OPEN
-    round: int = 1
-    completed: int = 0
-    expected: int = 0
-    expected_next: int = 0  # members active in round + 1
-    commits: int = 0
-    reveals: int = 0
-    draw: int = 0
-    spent_wei: int = 0
-    refunded_wei: int = 0
-    voids: int = 0  # in a row
-    cancel_requested: bool = False
-    settled: int = 0  # published rounds that are settled, or were passed over
-    active: dict[Address, int] = field(default_factory=dict)
-    commitments: dict[tuple[int, Address], bytes] = field(default_factory=dict)
-    indexes: dict[tuple[int, Address], int] = field(default_factory=dict)  # of revealed contributions
-    published: list[Publication] = field(default_factory=list)
-
-    def state(self) -> JobState:
-        return JobState(
-            self.job,
-            self.requester,
-            self.terms,
-            self.phase,
-            self.round,
-            self.completed,
-            self.deadline,
-            self.model,
-            self.expected,
-            self.commits,
-            self.reveals,
-            self.draw,
-            self.spent_wei,
-            self.refunded_wei,
-        )
 
 
 class MemoryJobs:
@@ -87,7 +44,7 @@ class MemoryJobs:
 
     # -- opening and joining --------------------------------------------------------------------------
     def create(self, tx: Transaction, terms: JobTerms) -> JobId:
-        _check_terms(tx, terms)
+        check_terms(tx, terms)
         self._token.move(tx.call, tx.sender, self._address, terms.rounds * terms.round_budget_wei)
         number = JobId(len(self.jobs) + 1)
         job = Job(number, tx.sender, terms, terms.model, tx.timestamp + terms.open_window_s)
@@ -103,6 +60,7 @@ class MemoryJobs:
             rounds=terms.rounds,
             quorum=terms.quorum,
             minNodes=terms.min_nodes,
+            target=terms.target,
             roundBudget=terms.round_budget_wei,
             requiredStake=terms.required_stake_wei,
         )
@@ -120,10 +78,13 @@ class MemoryJobs:
             raise tx.refused("StakeTooLow", node=node, stake=stake, required=required)
         active = job.active.get(node, 0)
         # Whoever can still commit in this round has nothing to join.
-        if active > job.round or (active == job.round and job.phase in (Phase.OPEN, Phase.COMMIT)):
+        in_time = active == job.round and job.phase in (Phase.OPEN, Phase.COMMIT)
+        if (active and job.stands) or active > job.round or in_time:
             raise tx.refused("AlreadyJoined", job=number, node=node, round=active)
         target = job.round if job.phase is Phase.OPEN else job.round + 1
         job.active[node] = target
+        if job.is_chained:
+            job.lap[target].append(node)
         tx.emit(_NAME, "NodeJoined", job=number, node=node, round=target)
         if job.phase is not Phase.OPEN:
             job.expected_next += 1
@@ -135,7 +96,10 @@ class MemoryJobs:
     # -- contributions --------------------------------------------------------------------------------
     def commit(self, tx: Transaction, number: int, round_: int, value: bytes) -> None:
         job, node = self._in_time(tx, number, round_, Phase.COMMIT), tx.sender
-        if job.active.get(node, 0) != round_:
+        if job.is_chained:
+            raise tx.refused("WrongMode", job=number, mode=int(job.terms.mode))
+        active = job.active.get(node, 0)
+        if not (0 < active <= round_ if job.stands else active == round_):
             raise tx.refused("NotActive", job=number, round=round_, node=node)
         if (round_, node) in job.commitments:
             raise tx.refused("AlreadyCommitted", job=number, round=round_, node=node)
@@ -146,44 +110,71 @@ class MemoryJobs:
         tx.emit(
             _NAME, "ContributionCommitted", job=number, round=round_, node=node, commitment="0x" + value.hex()
         )
-        if job.commits == job.expected:
+        if job.commits == min(job.terms.target or job.expected, job.expected):
             self._enter(tx, job, Phase.REVEAL, job.terms.reveal_window_s)
 
-    def reveal(
-        self, tx: Transaction, number: int, round_: int, kind: Kind, update: Cid, samples: int, salt: bytes
-    ) -> None:
+    def reveal(self, tx: Transaction, shown: Contribution, salt: bytes) -> None:
+        number, round_ = shown.job, shown.round
         job, node = self._in_time(tx, number, round_, Phase.REVEAL), tx.sender
+        if job.terms.mode is not Mode.ASYNC and shown.parent != job.model:
+            raise tx.refused("ParentMismatch", job=number, round=round_, parent=_hex(shown.parent))
         if (round_, node) not in job.commitments:
             raise tx.refused("NotCommitted", job=number, round=round_, node=node)
         if (round_, node) in job.indexes:
             raise tx.refused("AlreadyRevealed", job=number, round=round_, node=node)
-        shown = Contribution(JobId(number), round_, node, kind, update, job.model, samples)
-        computed = commitment(shown, salt)
+        computed = commitment(replace(shown, node=node), salt)
         if _sealed(computed) != job.commitments[round_, node]:
             raise tx.refused(
                 "CommitmentMismatch", job=number, round=round_, node=node, computed="0x" + computed.hex()
             )
-        index = job.reveals
-        job.indexes[round_, node] = index
-        job.reveals += 1
         # It may have joined the next round already, for fear of missing this phase.
-        if job.active.get(node, 0) == round_:
+        if not job.stands and job.active.get(node, 0) == round_:
             job.active[node] = round_ + 1
             job.expected_next += 1
+        self._record(tx, job, shown)
+        if job.reveals == job.commits:
+            self._open_aggregate(tx, job)
+
+    def hop(self, tx: Transaction, number: int, round_: int, accept: bool, model: Cid, samples: int) -> None:
+        job, node = self._in_time(tx, number, round_, Phase.COMMIT), tx.sender
+        if not job.is_chained:
+            raise tx.refused("WrongMode", job=number, mode=int(job.terms.mode))
+        lease = self.lease(number)
+        if lease is None or lease.node != node:
+            raise tx.refused("NotYourLease", job=number, round=round_, node=node)
+        if accept and job.candidate is not None:
+            job.model = job.candidate
+        job.candidate = model if any(model.digest) else None  # the contract has zero for none
+        job.active[node] = round_ + 1
+        job.lap[round_ + 1].append(node)
+        job.expected_next += 1
+        self._record(tx, job, Contribution(job.job, round_, node, Kind.HOP, model, job.model, samples))
+        self._next_lease(tx, job)
+
+    def lease(self, number: int) -> Lease | None:
+        job = self.jobs.get(number)
+        if job is None or not job.is_chained or job.phase is not Phase.COMMIT:
+            return None
+        lap = job.lap[job.round]
+        node = lap[lap_order.index_at(job.lap_seed, job.commits, len(lap))]
+        return Lease(node, job.commits, job.deadline)
+
+    def _record(self, tx: Transaction, job: Job, shown: Contribution) -> None:
+        index = job.reveals
+        job.indexes[shown.round, tx.sender] = index
+        job.reveals += 1
         tx.emit(
             _NAME,
             "ContributionRevealed",
-            job=number,
-            round=round_,
-            node=node,
-            kind=int(kind),
+            job=job.job,
+            round=shown.round,
+            node=tx.sender,
+            kind=int(shown.kind),
             index=index,
-            update=_hex(update),
-            parent=_hex(job.model),
-            samples=samples,
+            update=_hex(shown.cid),
+            parent=_hex(shown.parent),
+            samples=shown.samples,
         )
-        if job.reveals == job.commits:
-            self._open_aggregate(tx, job)
 
     def publish_model(self, tx: Transaction, number: int, round_: int, model: Cid) -> None:
         job, node = self._in_time(tx, number, round_, Phase.AGGREGATE), tx.sender
@@ -193,7 +184,10 @@ class MemoryJobs:
         if tx.timestamp < allowed_from:
             error: dict[str, object] = {"job": number, "round": round_, "node": node, "from": allowed_from}
             raise tx.refused("NotYourTurn", **error)
+        if job.is_chained and model not in (job.candidate, job.model):
+            raise tx.refused("NotACandidate", job=number, round=round_, model=_hex(model))
         job.model = model
+        job.candidate = None
         job.completed += 1
         job.voids = 0
         job.published.append(Publication(round_, node, tx.timestamp))
@@ -228,6 +222,11 @@ class MemoryJobs:
                 self._open_commit(tx, job)
             case Phase.OPEN:
                 self._end(tx, job, Phase.FAILED)
+            case Phase.COMMIT if job.is_chained:
+                lease = self.lease(number)
+                if lease is not None:
+                    job.active[lease.node] = 0  # whoever misses its lease joins again
+                self._next_lease(tx, job)
             case Phase.COMMIT if job.commits >= quorum:
                 self._enter(tx, job, Phase.REVEAL, job.terms.reveal_window_s)
             case Phase.REVEAL if job.reveals >= quorum:
@@ -251,7 +250,7 @@ class MemoryJobs:
         job = self.get(tx, number)
         if not job.phase.terminal:
             raise tx.refused("WrongPhase", job=number, phase=int(job.phase))
-        amount = _refundable_wei(job, tx.timestamp)
+        amount = refundable_wei(job, tx.timestamp)
         if amount == 0:
             raise tx.refused("NothingToRefund", job=number)
         job.refunded_wei += amount
@@ -265,12 +264,12 @@ class MemoryJobs:
 
     def refundable_wei(self, number: int, now: int) -> int:
         job = self.jobs.get(number)
-        return 0 if job is None or not job.phase.terminal else _refundable_wei(job, now)
+        return 0 if job is None or not job.phase.terminal else refundable_wei(job, now)
 
     def release(self, tx: Transaction, number: int, round_: int, total: int, to: Address) -> tuple[int, int]:
         """Move a settled round's money to the distributor: (amount, when it can be claimed)."""
         job = self.get(tx, number)
-        position = _position_to_settle(tx, job, round_)
+        position = position_to_settle(tx, job, round_)
         least, most = job.spent_wei, job.spent_wei + job.terms.round_budget_wei
         if not least <= total <= most:
             raise tx.refused("TotalOutOfRange", job=number, total=total, least=least, most=most)
@@ -289,10 +288,10 @@ class MemoryJobs:
 
     def _in_time(self, tx: Transaction, number: int, round_: int, phase: Phase) -> Job:
         job = self.get(tx, number)
-        if job.round != round_:
-            raise tx.refused("WrongRound", job=number, round=round_, current=job.round)
         if job.phase is not phase:
             raise tx.refused("WrongPhase", job=number, phase=int(job.phase))
+        if job.round != round_:
+            raise tx.refused("WrongRound", job=number, round=round_, current=job.round)
         self._check_in_time(tx, job)
         return job
 
@@ -316,6 +315,8 @@ class MemoryJobs:
         )
 
     def _open_commit(self, tx: Transaction, job: Job) -> None:
+        if job.is_chained:
+            job.lap_seed = self._blocks.randomness(job.job, job.round).to_bytes(32, "big")
         self._enter(tx, job, Phase.COMMIT, job.terms.commit_window_s)
         tx.emit(
             _NAME,
@@ -326,6 +327,32 @@ class MemoryJobs:
             expected=job.expected,
             deadline=job.deadline,
         )
+        if job.is_chained:
+            self._emit_lease(tx, job)
+
+    def _next_lease(self, tx: Transaction, job: Job) -> None:
+        """The next in the lap's order; after the last one the lap counts, or is void."""
+        job.commits += 1
+        if job.commits < job.expected:
+            job.deadline = tx.timestamp + job.terms.commit_window_s
+            self._emit_lease(tx, job)
+        elif job.reveals >= job.terms.quorum:
+            self._open_aggregate(tx, job)
+        else:
+            self._void(tx, job)
+
+    def _emit_lease(self, tx: Transaction, job: Job) -> None:
+        lease = self.lease(job.job)
+        if lease is not None:
+            tx.emit(
+                _NAME,
+                "HopLeased",
+                job=job.job,
+                round=job.round,
+                node=lease.node,
+                position=lease.position,
+                deadline=lease.until,
+            )
 
     def _open_aggregate(self, tx: Transaction, job: Job) -> None:
         job.draw = self._blocks.randomness(job.job, job.round) % job.reveals
@@ -334,7 +361,8 @@ class MemoryJobs:
     def _next_round(self, tx: Transaction, job: Job, *, at_least: int) -> None:
         """COMMIT at once with enough members, else OPEN for others to join."""
         job.round += 1
-        job.expected, job.expected_next = job.expected_next, 0
+        job.expected = job.expected_next + (job.expected if job.stands else 0)
+        job.expected_next = 0
         job.commits = job.reveals = 0
         if job.expected >= at_least:
             self._open_commit(tx, job)
@@ -344,10 +372,11 @@ class MemoryJobs:
     def _void(self, tx: Transaction, job: Job) -> None:
         tx.emit(_NAME, "RoundVoided", job=job.job, round=job.round, phase=int(job.phase))
         job.voids += 1
-        if job.cancel_requested:
-            self._end(tx, job, Phase.CANCELLED)
-        elif job.voids == _MAX_VOIDS:
+        job.candidate = None
+        if job.voids == _MAX_VOIDS:
             self._end(tx, job, Phase.FAILED)
+        elif job.cancel_requested:
+            self._end(tx, job, Phase.CANCELLED)
         else:
             self._next_round(tx, job, at_least=job.terms.min_nodes)
 
@@ -355,60 +384,6 @@ class MemoryJobs:
         job.phase = phase
         job.deadline = 0
         tx.emit(_NAME, "JobEnded", job=job.job, phase=int(phase))
-
-
-def _check_terms(tx: Transaction, terms: JobTerms) -> None:
-    if not any(terms.spec.digest):
-        raise tx.refused("TermOutOfRange", term="spec", value=0, least=1, most=2**256 - 1)
-    many = 2**32 - 1
-    limits = (
-        ("rounds", terms.rounds, 1, many),
-        ("quorum", terms.quorum, 1, many),
-        ("minNodes", terms.min_nodes, terms.quorum, many),
-        ("openWindow", terms.open_window_s, 1, _MAX_WINDOW_S),
-        ("commitWindow", terms.commit_window_s, 1, _MAX_WINDOW_S),
-        ("revealWindow", terms.reveal_window_s, 1, _MAX_WINDOW_S),
-        ("aggregateWindow", terms.aggregate_window_s, 1, _MAX_WINDOW_S),
-        ("settleWindow", terms.settle_window_s, 2, _MAX_WINDOW_S),
-        ("challengeWindow", terms.challenge_window_s, 1, _MAX_WINDOW_S),
-        ("roundBudget", terms.round_budget_wei, 1, (2**112 - 1) // max(terms.rounds, 1)),
-    )
-    for term, value, least, most in limits:
-        if not least <= value <= most:
-            raise tx.refused("TermOutOfRange", term=term, value=value, least=least, most=most)
-
-
-def _position_to_settle(tx: Transaction, job: Job, round_: int) -> int:
-    """The round's place among the published ones, if the sender may settle it now."""
-    window = job.terms.settle_window_s
-    position = next((i for i, p in enumerate(job.published) if p.round == round_), None)
-    if position is None:
-        raise tx.refused("RoundNotPublished", job=job.job, round=round_)
-    if position < job.settled:
-        last = job.published[job.settled - 1].round
-        raise tx.refused("RoundPassed", job=job.job, round=round_, lastSettled=last)
-    if position > job.settled:
-        earlier = job.published[position - 1]
-        until = earlier.at + window
-        if tx.timestamp < until:
-            raise tx.refused(
-                "EarlierRoundOpen", job=job.job, round=round_, earlier=earlier.round, until=until
-            )
-    own = job.published[position]
-    if tx.timestamp >= own.at + window:
-        raise tx.refused("SettleWindowPassed", job=job.job, round=round_, until=own.at + window)
-    others_from = own.at + window // 2
-    is_other = (round_, tx.sender) in job.indexes and tx.timestamp >= others_from
-    if tx.sender != own.publisher and not is_other:
-        raise tx.refused("NotSettler", job=job.job, round=round_, account=tx.sender, othersFrom=others_from)
-    return position
-
-
-def _refundable_wei(job: Job, timestamp: int) -> int:
-    """What is held, but for the budget of each published round that may still be settled."""
-    held = job.terms.rounds * job.terms.round_budget_wei - job.spent_wei - job.refunded_wei
-    settleable = sum(1 for p in job.published[job.settled :] if timestamp < p.at + job.terms.settle_window_s)
-    return held - settleable * job.terms.round_budget_wei
 
 
 def _sealed(commitment_: bytes) -> bytes:

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 
 from dfl_ledger.errors import VerificationFailed
-from dfl_ledger.records import Cid, Event, Phase, TxHash
+from dfl_ledger.records import Cid, Event, Kind, Phase, TxHash
 from dfl_ledger.schema import LOG_INDEX_BITS
 
 _REGISTRY_EVENTS = frozenset({"NodeRegistered", "NodeUnbonding", "NodeWithdrawn"})
@@ -108,6 +108,10 @@ def _apply(db: sqlite3.Connection, event: Event) -> None:
                 "UPDATE jobs SET phase = ?, round = ?, deadline = ? WHERE job = ?",
                 (_int(args, "phase"), _int(args, "round"), _int(args, "deadline"), _int(args, "job")),
             )
+        case "HopLeased":
+            db.execute(
+                "UPDATE jobs SET deadline = ? WHERE job = ?", (_int(args, "deadline"), _int(args, "job"))
+            )
         case "ContributionCommitted":
             db.execute("UPDATE rounds SET commits = commits + 1 WHERE job = ? AND round = ?", _round(args))
         case "ContributionRevealed":
@@ -170,9 +174,9 @@ def _job_created(db: sqlite3.Connection, event: Event) -> None:
     args = event.args
     # the deadline is told by the PhaseChanged beside it
     db.execute(
-        "INSERT INTO jobs (job, requester, spec, model, mode, rounds, quorum, min_nodes, round_budget_wei, "
-        "required_stake_wei, phase, round, deadline, completed, cancel_requested, refunded_wei, tx, "
-        "created_block) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 0, 0, 0, '0', ?, ?)",
+        "INSERT INTO jobs (job, requester, spec, model, mode, rounds, quorum, min_nodes, target, "
+        "round_budget_wei, required_stake_wei, phase, round, deadline, completed, cancel_requested, "
+        "refunded_wei, tx, created_block) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 0, 0, 0, '0', ?, ?)",
         (
             _int(args, "job"),
             _text(args, "requester"),
@@ -182,6 +186,7 @@ def _job_created(db: sqlite3.Connection, event: Event) -> None:
             _int(args, "rounds"),
             _int(args, "quorum"),
             _int(args, "minNodes"),
+            _int(args, "target"),
             _number(args, "roundBudget"),
             _number(args, "requiredStake"),
             int(Phase.OPEN),
@@ -228,6 +233,8 @@ def _contribution_revealed(db: sqlite3.Connection, event: Event) -> None:
     db.execute(
         "UPDATE rounds SET contributions = contributions + 1 WHERE job = ? AND round = ?", (job, round_)
     )
+    if args["kind"] == Kind.HOP:  # what a hop was made from is accepted by that
+        db.execute("UPDATE jobs SET model = ? WHERE job = ?", (_cid(args, "parent"), job))
 
 
 def _refunded(db: sqlite3.Connection, args: Mapping[str, object]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from dfl_ledger import schema
 from dfl_ledger.errors import UsageError
 from dfl_ledger.merkle import SumTree
-from dfl_ledger.records import Address, Cid, JobId, Kind, Leaf, Phase, Settlement
+from dfl_ledger.records import Address, Cid, JobId, Kind, Leaf, Mode, Phase, Settlement
 from dfl_ledger.rows import (
     Claimable,
     ClaimRow,
@@ -147,19 +147,28 @@ class LedgerRows:
         return tuple(JobId(job) for (job,) in rows)
 
     def awaited(self, job: int) -> tuple[Address, ...]:
-        """The nodes whose commitment or reveal the current phase waits for; empty in any other phase."""
+        """The nodes whose commitment, hop or reveal the current phase waits for; empty in any other phase."""
         with self._read() as db:
-            found = db.execute("SELECT phase, round FROM jobs WHERE job = ?", (job,)).fetchone()
+            found = db.execute("SELECT phase, round, mode, target FROM jobs WHERE job = ?", (job,)).fetchone()
             if found is None or found[0] not in (Phase.COMMIT, Phase.REVEAL):
                 return ()
-            phase, round_ = found
+            phase, round_, mode, target = found
+            if mode == Mode.CHAINED:
+                return _leaseholder(db, job, round_)
             committed = _nodes_of(db, job, round_, "ContributionCommitted")
             if phase == Phase.REVEAL:
                 return tuple(sorted(committed - _nodes_of(db, job, round_, "ContributionRevealed")))
+            if target:
+                return tuple(sorted(set(_joined_by(db, job, round_)) - committed))
             # who revealed in the last round is a member of this one without joining again
             members = _nodes_of(db, job, round_, "NodeJoined")
             members |= _nodes_of(db, job, round_ - 1, "ContributionRevealed")
             return tuple(sorted(members - committed))
+
+    def members(self, job: int, round_: int) -> tuple[Address, ...]:
+        """Who had joined by a round, in the order of joining: the standing members of a job with a target."""
+        with self._read() as db:
+            return _joined_by(db, job, round_)
 
     def models(self, job: int, round_: int) -> tuple[Cid, Cid]:
         """A published round's parent and model. Raises UsageError if it was not published."""
@@ -175,6 +184,30 @@ class LedgerRows:
                 help_command=f"dfl-node job status {job}",
             )
         return Cid.parse(row[0]), Cid.parse(row[1])
+
+    def lineage(self, job: int, round_: int, limit: int | None = None) -> tuple[Cid, ...]:
+        """The model a round starts from and the models before it, newest first, the job's first one last.
+
+        Empty if the ledger does not know that the round has opened.
+        """
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT round, parent FROM rounds WHERE job = ? AND parent IS NOT NULL "
+                "AND (round = ? OR round < ? AND published_block IS NOT NULL) ORDER BY round DESC LIMIT ?",
+                (job, round_, round_, -1 if limit is None else limit),
+            ).fetchall()
+        known = bool(rows) and rows[0][0] == round_
+        return tuple(Cid.parse(parent) for _, parent in rows) if known else ()
+
+    def delivered(self, job: int, node: str, limit: int) -> tuple[Cid, ...]:
+        """A node's newest pieces in rounds that have a model, newest first."""
+        with self._read() as db:
+            rows = db.execute(
+                "SELECT cid FROM contributions c JOIN rounds r ON r.job = c.job AND r.round = c.round "
+                "WHERE c.job = ? AND c.node = ? AND r.published_block IS NOT NULL ORDER BY seq DESC LIMIT ?",
+                (job, node, limit),
+            ).fetchall()
+        return tuple(Cid.parse(cid) for (cid,) in rows)
 
     def unsettled_rounds(self, job: int) -> tuple[int, ...]:
         """Published rounds without a settlement, oldest first."""
@@ -328,6 +361,26 @@ def _nodes_of(db: sqlite3.Connection, job: int, round_: int, event: str) -> set[
         (job, event, round_),
     ).fetchall()
     return {Address(node) for (node,) in rows}
+
+
+def _joined_by(db: sqlite3.Connection, job: int, round_: int) -> tuple[Address, ...]:
+    """Who joined with a first round up to this one, in the order of joining, each once."""
+    rows = db.execute(
+        "SELECT json_extract(args, '$.node') FROM events WHERE job = ? AND name = 'NodeJoined' "
+        "AND json_extract(args, '$.round') <= ? ORDER BY seq",
+        (job, round_),
+    ).fetchall()
+    return tuple(dict.fromkeys(Address(node) for (node,) in rows))
+
+
+def _leaseholder(db: sqlite3.Connection, job: int, round_: int) -> tuple[Address, ...]:
+    """Whose hop is next in a lap that is under way."""
+    row = db.execute(
+        "SELECT json_extract(args, '$.node') FROM events WHERE job = ? AND name = 'HopLeased' "
+        "AND json_extract(args, '$.round') = ? ORDER BY seq DESC LIMIT 1",
+        (job, round_),
+    ).fetchone()
+    return () if row is None else (Address(row[0]),)
 
 
 def _leaves(db: sqlite3.Connection, job: int, round_: int) -> tuple[Leaf, ...]:

@@ -121,6 +121,7 @@ class Kind(IntEnum):
     UPDATE = 0  # data parallel: a pseudo-gradient
     HOP = 1  # chained: a whole model
     STAGE = 2  # model parallel: a stage's work
+    FEED = 3  # model parallel: the record of who fed the stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class JobTerms:
     commit_window_s: int
     reveal_window_s: int
     aggregate_window_s: int
+    target: int  # commits that end COMMIT at once, and members stay members; 0 = the commits of all members
     settle_window_s: int
     challenge_window_s: int
     round_budget_wei: int
@@ -161,6 +163,16 @@ class JobState:
     draw: int  # in AGGREGATE: the index of the contribution whose node aggregates first
     spent_wei: int
     refunded_wei: int
+    candidate: Cid | None = None  # chained: the newest hop's model, not yet accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Chained: whose hop is next, and until when it may come."""
+
+    node: Address
+    position: int  # in the lap's order, from 0
+    until: int  # Unix seconds
 
 
 @dataclass(frozen=True, slots=True)

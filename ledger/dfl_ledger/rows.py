@@ -47,7 +47,7 @@ class ContributionRow(_Row):
     node: Address
     job: JobId
     round: int
-    kind: str  # "update", "hop" or "stage"
+    kind: str  # "update", "hop", "stage" or "feed"
     cid: str
     parent: str
     samples: int
@@ -88,7 +88,7 @@ class JobRow(_Row):
     requester: Address
     spec: str
     model: str  # the newest accepted
-    mode: str  # "sync" ...
+    mode: str  # "sync", "async", "pipeline" or "chained"
     phase: str  # "open", "commit" ...
     round: int
     completed: int

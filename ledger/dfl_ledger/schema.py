@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dfl_ledger.errors import NodeNotRunning, StoreUnavailable, UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x64666C31  # "dfl1", in the file's header
 BUSY_TIMEOUT_S = 10.0
 LOG_INDEX_BITS = 20  # of `seq`, the place of an event in the chain: block << 20 | log index
@@ -60,6 +60,7 @@ CREATE TABLE jobs (
     rounds INTEGER NOT NULL,
     quorum INTEGER NOT NULL,
     min_nodes INTEGER NOT NULL,
+    target INTEGER NOT NULL,
     round_budget_wei TEXT NOT NULL,
     required_stake_wei TEXT NOT NULL,
     phase INTEGER NOT NULL,

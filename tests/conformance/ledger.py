@@ -10,6 +10,7 @@ import pytest
 from dfl_ledger.errors import InsufficientFunds
 from dfl_ledger.merkle import SumTree
 from dfl_ledger.records import Cid, Kind, Phase
+from tests.conformance.ledger_modes import MODE_CHECKS
 from tests.conformance.ledger_story import (
     BUDGET,
     ETHER,
@@ -349,4 +350,5 @@ CHECKS: tuple[Callable[[World], None], ...] = (
     check_terms,
     check_no_coin_for_gas,
     check_time,
+    *MODE_CHECKS,
 )

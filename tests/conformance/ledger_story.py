@@ -61,6 +61,7 @@ TERMS = JobTerms(
     commit_window_s=200,
     reveal_window_s=200,
     aggregate_window_s=400,
+    target=0,
     settle_window_s=10_000,
     challenge_window_s=500,
     round_budget_wei=BUDGET,

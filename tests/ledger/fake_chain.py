@@ -119,6 +119,7 @@ class JobStory:
             "rounds": rounds,
             "quorum": 2,
             "minNodes": 3,
+            "target": 0,
             "roundBudget": BUDGET_WEI,
             "requiredStake": 5 * 10**19,
         }

@@ -20,6 +20,7 @@ from dfl_ledger.records import Address, Event, JobId
 from dfl_ledger.rpc import Rpc, RpcError
 from dfl_ledger.transactions import FeePolicy, Writer
 from tests.conformance.ledger import CHECKS
+from tests.conformance.ledger_modes import MODE_CHECKS
 from tests.conformance.ledger_story import (
     BUDGET,
     TERMS,
@@ -62,6 +63,20 @@ def test_the_twin_emits_the_same_events(tmp_path: Path, monkeypatch: pytest.Monk
 
     assert shown(real) == shown(twin)
     assert [list(e.args) for e in real] == [list(e.args) for e in twin]
+
+
+@pytest.mark.parametrize("check", MODE_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_the_twin_emits_the_same_events_in_every_mode(
+    world: ChainWorld, check: Callable[[World], None]
+) -> None:
+    shown = []
+    for each in (world, MemoryWorld()):
+        reader = each.wallet()
+        start = reader.head()
+        check(each)
+        events = reader.events(start + 1, reader.head())
+        shown.append([(e.contract, e.name, list(e.args)) for e in events if e.contract != "VnxToken"])
+    assert shown[0] == shown[1]
 
 
 # -- opening ------------------------------------------------------------------------------------------

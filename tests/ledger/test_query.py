@@ -166,6 +166,30 @@ def test_what_a_settler_asks(ledger: Ledger, rows: LedgerRows) -> None:
     assert rows.settled_before(1, 9) == second.settlement(second_cid)
 
 
+def test_the_models_a_round_may_build_on_are_its_parent_and_those_before(
+    ledger: Ledger, rows: LedgerRows
+) -> None:
+    first = cid("model 0")
+    models = [rows.models(1, round_)[1] for round_ in (1, 2, 3)]
+    assert rows.lineage(1, 1) == (first,)
+    assert rows.lineage(1, 3) == (models[1], models[0], first)
+    assert rows.lineage(1, 3, 2) == (models[1], models[0])
+    assert rows.lineage(1, 4) == (), "not known to have opened"
+    ledger.story.open_round()
+    ledger.chain.mine(("RoundVoided", {"job": 1, "round": 4, "phase": 2}))
+    ledger.story.open_round()
+    ledger.step()
+    assert rows.lineage(1, 5) == (models[2], models[1], models[0], first), "a void round adds no model"
+
+
+def test_what_a_node_delivered_is_in_rounds_that_have_a_model(ledger: Ledger, rows: LedgerRows) -> None:
+    mine = [row.cid for row in rows.contributions(node=address(1), job=1)]
+    assert [str(piece) for piece in rows.delivered(1, address(1), 9)] == mine[::-1]
+    assert len(rows.delivered(1, address(1), 2)) == 2
+    assert rows.contributions(node=address(1), job=2)
+    assert rows.delivered(2, address(1), 9) == (), "its round is still under way"
+
+
 def test_settlements_are_a_proof_on_paper(ledger: Ledger, rows: LedgerRows) -> None:
     found = json.loads(json.dumps(rows.settlements(1)))
     settlement = ledger.evidence[1][0].settlement(ledger.evidence[1][1])
