@@ -15,10 +15,14 @@ from dfl_node.net.channel import Channel, FoundBy, Peer, PeerId
 ECHO = "/dfl/echo/1.0.0"
 PATIENCE_S = 10.0
 BACKLOG = 16
+MAX_STREAMS = 4
 
 
 class World(Protocol):
-    """Where channels are opened. They keep BACKLOG announcements for a slow reader."""
+    """Where channels are opened.
+
+    They keep BACKLOG announcements for a slow reader, and serve MAX_STREAMS streams to one peer at a time.
+    """
 
     def open(self, count: int) -> AbstractAsyncContextManager[tuple[Channel, ...]]:
         """Nodes of one chain that do not know each other yet."""

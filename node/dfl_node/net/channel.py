@@ -13,6 +13,7 @@ from dfl_ledger.records import Address
 PeerId = NewType("PeerId", str)  # base58, as libp2p prints it
 
 Handler = Callable[["Peer", bytes], Awaitable[bytes]]
+StreamHandler = Callable[["Peer", "MessageStream"], Awaitable[None]]
 
 
 class FoundBy(Enum):
@@ -38,8 +39,42 @@ class Peer:
     latency_s: float | None = None
 
 
+class MessageStream(Protocol):
+    """Whole messages between two peers, in order, both ways at once: one task may send, another receive.
+
+    However the stream ends (closed on either side, peer dead, connection lost) `send` and `receive` raise
+    PeerUnreachable from then on, `receive` after the last message that arrived. A peer that is silent, or
+    does not read, is no error: put a time limit around the call.
+    """
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end, as it was when the stream opened."""
+        ...
+
+    async def send(self, body: bytes) -> None:
+        """Returns when the message is on its way, which waits for a peer that reads slowly.
+
+        Raises PeerUnreachable, or UsageError for a message over the stream's limit. A send that is cancelled
+        after it has begun ends the stream, for half a message cannot be taken back.
+        """
+        ...
+
+    async def receive(self) -> bytes:
+        """The next message. Cancelling loses nothing.
+
+        Raises PeerUnreachable, or PeerMisbehaved for a message over the stream's limit, which ends the
+        stream and counts as a violation.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """End the stream both ways; what was sent before still arrives. Idempotent, and never waits long."""
+        ...
+
+
 class Channel(Protocol):
-    """Requests to one peer and announcements to all. Only peers with a verified binding are spoken to.
+    """Requests and streams to one peer, announcements to all. Only verified peers are spoken to.
 
     Raises PeerUnreachable, PeerMisbehaved, TimedOut. Passes tests/conformance/channel.py.
     """
@@ -68,6 +103,20 @@ class Channel(Protocol):
 
     def handle(self, protocol: str, handler: Handler, *, max_request_bytes: int) -> None:
         """Serve a request protocol. A handler that raises closes the stream without a reply."""
+        ...
+
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, max_message_bytes: int, timeout_s: float
+    ) -> MessageStream:
+        """A stream that lasts: for many messages between the same two peers it costs a fraction of requests.
+
+        `max_message_bytes` bounds what we send and take. A peer that serves too many of our streams already
+        closes this one at once.
+        """
+        ...
+
+    def handle_streams(self, protocol: str, handler: StreamHandler, *, max_message_bytes: int) -> None:
+        """Serve a stream protocol. The stream ends when the handler returns or raises."""
         ...
 
     async def publish(self, topic: str, body: bytes) -> None:

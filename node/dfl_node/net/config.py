@@ -33,7 +33,10 @@ class NetLimits:
     negotiate_s: float = 6.0
     max_multistream_bytes: int = 1024
     max_frame_bytes: int = 1 << 20  # one yamux frame; other implementations send at most 64 KiB
+    max_window_bytes: int = 4 << 20  # unread bytes of one stream, if its reader is quick
     max_buffered_bytes: int = 96 << 20  # unread bytes of all connections together
+    stalled_s: float = 20.0  # for a socket to take 64 KiB
+    max_message_streams_per_peer: int = 32  # served at the same time
 
     # Requests
     request_s: float = 20.0  # for a request to arrive whole

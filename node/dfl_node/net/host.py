@@ -23,15 +23,16 @@ from libp2p.peer.peerstore import PeerStoreError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from multiaddr import Multiaddr
 
-from dfl_ledger.errors import UsageError
+from dfl_ledger.errors import PeerUnreachable, UsageError
 
 from .addrs import interfaces_of, tcp_addr
 from .channel import PeerId
 from .config import NetConfig
+from .muxer import BoundedYamux
 from .services import Tasks, quiet_libp2p, running, shielded
 from .swarm import NodeSwarm
 from .traffic import Meter
-from .transports import BoundedYamux, bound_multistream
+from .transports import bound_multistream
 from .wire import HELLO
 
 log = structlog.get_logger(__name__)
@@ -141,6 +142,19 @@ class NodeHost(BasicHost):
         stream = await super().new_stream(peer_id, protocol_ids)
         self.meter.watch(stream, str(stream.get_protocol()))
         return stream
+
+    async def open_to(self, peer: PeerId, protocol: str) -> INetStream:
+        """A stream over a connection there is. Raises PeerUnreachable."""
+        peer_id = ID.from_base58(peer)
+        if not self.is_connected(peer_id):  # the library would dial, and wait for that
+            raise PeerUnreachable(
+                f"peer {peer} is not connected", help_command="dfl-node peers", why="no verified connection"
+            )
+        try:
+            return await self.new_stream(peer_id, [TProtocol(protocol)])
+        except Exception as error:
+            why = f"it does not serve {protocol}" if "not supported" in str(error.__cause__) else repr(error)
+            raise PeerUnreachable(f"peer {peer} takes no stream", why=why[:200]) from error
 
     def inbound_streams(self) -> int:
         """How many streams others have open to us now."""

@@ -1,9 +1,9 @@
 """The real `Channel`: peers over py-libp2p. This file puts the parts together; each has a file of its own.
 
-host, swarm, transports, gate   sockets and streams, with limits
-greeting, peerbook              who is verified, who is refused
-requests, gossip, dht           what verified peers do with each other
-discovery, mdns, nat, relay     how they find and reach each other
+host, swarm, transports, muxer, gate   sockets and streams, with limits
+greeting, peerbook                     who is verified, who is refused
+requests, streams, gossip, dht         what verified peers do with each other
+discovery, mdns, nat, relay            how they find and reach each other
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dfl_ledger.errors import DflError, PeerMisbehaved, PeerUnreachable, UsageEr
 
 from .addrs import circuit_relay, parse_peer_addr
 from .binding import verify_binding
-from .channel import FoundBy, Handler, Peer, PeerId
+from .channel import FoundBy, Handler, MessageStream, Peer, PeerId, StreamHandler
 from .config import NetConfig
 from .dht import Dht
 from .discovery import Discovery
@@ -39,9 +39,10 @@ from .peerbook import PeerBook
 from .relay import Relaying
 from .requests import Requests
 from .services import Tasks, shielded
+from .streams import Streams
 from .traffic import Traffic
 from .transports import Upgrader
-from .wire import PEERS, REACH
+from .wire import PEERS, REACH, check_protocol
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +84,7 @@ class Libp2pChannel:
         self._me = host.get_id()
         self.mdns_problem = "" if config.enable_mdns else "switched off"
         self._requests = Requests(host, self.book, self._on_violation)
+        self._streams = Streams(host, self.book, self._on_violation)
         self._greeter = Greeter(host, config, self.book, tasks, self._on_verified)
         self._gossip = Gossip(host, tasks)
         self._dht = Dht(host, tasks)
@@ -151,9 +153,21 @@ class Libp2pChannel:
 
     def handle(self, protocol: str, handler: Handler, *, max_request_bytes: int) -> None:
         """Serve a request protocol; its name begins with /dfl/. A handler that raises closes the stream."""
-        if not protocol.startswith("/dfl/"):
-            raise UsageError(f"not a protocol of ours: {protocol!r}", why="its name must begin with /dfl/")
+        check_protocol(protocol)
         self._requests.handle(protocol, handler, max_request_bytes=max_request_bytes)
+
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, max_message_bytes: int, timeout_s: float
+    ) -> MessageStream:
+        """Raises PeerUnreachable, TimedOut."""
+        return await self._streams.open(
+            peer, protocol, max_message_bytes=max_message_bytes, timeout_s=timeout_s
+        )
+
+    def handle_streams(self, protocol: str, handler: StreamHandler, *, max_message_bytes: int) -> None:
+        """Serve a stream protocol; its name begins with /dfl/. The stream ends with its handler."""
+        check_protocol(protocol)
+        self._streams.handle(protocol, handler, max_message_bytes=max_message_bytes)
 
     async def publish(self, topic: str, body: bytes) -> None:
         """Announce to everyone subscribed. Raises UsageError over 64 KiB."""

@@ -9,7 +9,6 @@ import structlog
 import trio
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
-from libp2p.peer.id import ID
 
 from dfl_ledger.errors import PeerMisbehaved, PeerUnreachable, TimedOut
 
@@ -57,11 +56,7 @@ class Requests:
             ) from None
 
     async def _ask(self, peer: PeerId, protocol: str, body: bytes, max_reply_bytes: int) -> bytes:
-        try:
-            stream = await self._host.new_stream(ID.from_base58(peer), [TProtocol(protocol)])
-        except Exception as error:
-            why = f"it does not serve {protocol}" if "not supported" in str(error.__cause__) else repr(error)
-            raise PeerUnreachable(f"peer {peer} takes no request", why=why[:200]) from error
+        stream = await self._host.open_to(peer, protocol)
         answered = False
         try:
             await write_frame(stream, body)

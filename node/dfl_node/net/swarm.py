@@ -25,8 +25,9 @@ from multiaddr import Multiaddr
 
 from .config import NetLimits
 from .gate import Gate, Refused, Seat, Stage
+from .muxer import BoundedYamux
 from .services import shielded
-from .transports import BoundedYamux, Tcp, Upgrader, note_remote_address
+from .transports import Tcp, Upgrader, note_remote_address
 
 log = structlog.get_logger(__name__)
 

@@ -11,17 +11,16 @@ from typing import Any, cast
 
 import trio
 from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn, ISecureTransport
-from libp2p.connection_types import ConnectionType
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.custom_types import TProtocol
-from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.security.tls.io import TLSReadWriter
 from libp2p.security.tls.transport import PROTOCOL_ID as TLS
 from libp2p.security.tls.transport import TLSTransport
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
@@ -34,8 +33,9 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from .config import NetLimits
-from .gate import Seat
-from .services import shielded
+from .muxer import BoundedYamux, BufferBudget
+
+_READ_BYTES = 64 << 10
 
 
 def bound_multistream(max_bytes: int) -> None:
@@ -59,91 +59,29 @@ def bound_multistream(max_bytes: int) -> None:
     MultiselectCommunicator.read = read  # type: ignore[method-assign]
 
 
-class BufferBudget:
-    """Unread bytes of all connections together."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._connections: set[BoundedYamux] = set()
-
-    def add(self, connection: BoundedYamux) -> None:
-        self._connections.add(connection)
-
-    def remove(self, connection: BoundedYamux) -> None:
-        self._connections.discard(connection)
-
-    def allows(self, more_bytes: int) -> bool:
-        held = sum(connection.buffered_bytes() for connection in self._connections)
-        return held + more_bytes <= self._max_bytes
-
-
-class BoundedYamux(Yamux):
-    """Yamux that holds a peer to its windows, and whose failure closes this connection and nothing else."""
-
-    def __init__(self, conn: ISecureConn, peer_id: ID, budget: BufferBudget, max_frame_bytes: int) -> None:
-        super().__init__(conn, peer_id, is_initiator=conn.is_initiator, on_close=_nothing)
-        self.seat: Seat | None = None  # set for inbound sockets
-        self._budget = budget
-        self._max_frame_bytes = max_frame_bytes
-
-    def buffered_bytes(self) -> int:
-        return sum(map(len, self.stream_buffers.values()))
-
-    @property
-    def raw_connection(self) -> IRawConnection | None:
-        """What TLS or noise runs over: a socket, or a relay's stream."""
-        return getattr(self.secured_conn, "raw_connection", None)
-
-    @property
-    def is_relayed(self) -> bool:
-        raw = self.raw_connection
-        return raw is not None and raw.get_connection_type() == ConnectionType.RELAYED
-
-    def get_transport_addresses(self) -> list[Multiaddr]:
-        raw = self.raw_connection
-        return raw.get_transport_addresses() if raw is not None else []
-
-    def get_connection_type(self) -> ConnectionType:
-        raw = self.raw_connection
-        return raw.get_connection_type() if raw is not None else ConnectionType.UNKNOWN
-
-    async def start(self) -> None:
-        self._budget.add(self)
-        try:
-            await super().start()
-        except Exception as error:
-            with shielded(1.0):
-                await self.close()
-            raise RawConnError(f"multiplexer of {self.peer_id} failed: {error!r:.200}") from error
-        finally:
-            self._budget.remove(self)
-
-    async def _read_data_body(self, length: int) -> bytes:
-        # The library only logs a peer that sends beyond its window, and keeps the bytes. It also logs an
-        # error in here and reads on, taking the frame's body for headers: so hang up first.
-        if length > self._max_frame_bytes:
-            await self._cleanup_on_error()
-            raise RawConnError(f"a frame of {length} bytes")
-        if not self._budget.allows(length):
-            await self._cleanup_on_error()
-            raise RawConnError("unread bytes fill the budget of all connections")
-        return await super()._read_data_body(length)
-
-
-async def _nothing() -> None:
-    return
-
-
 class _BoundedMuxers(MuxerMultistream):
     def __init__(self, limits: NetLimits) -> None:
         super().__init__({TProtocol(YAMUX): Yamux}, negotiate_timeout=int(limits.negotiate_s))
         self._budget = BufferBudget(limits.max_buffered_bytes)
-        self._max_frame_bytes = limits.max_frame_bytes
+        self._limits = limits
 
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         protocol, _ = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
-        muxed = BoundedYamux(conn, peer_id, self._budget, self._max_frame_bytes)
+        muxed = BoundedYamux(conn, peer_id, self._budget, self._limits)
         return self._annotate_connection(muxed, conn, protocol)
+
+
+class _WideReads:
+    """What TLS runs over after its handshake: the library reads 4 KiB at a time, a quarter of a record."""
+
+    def __init__(self, raw: IRawConnection) -> None:
+        self._raw = raw
+        self.write = raw.write
+        self.close = raw.close
+        self.get_remote_address = raw.get_remote_address
+
+    async def read(self, n: int | None = None) -> bytes:
+        return await self._raw.read(_READ_BYTES)
 
 
 class CachedTls(TLSTransport):
@@ -190,6 +128,8 @@ class Upgrader(TransportUpgrader):
         self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
     ) -> ISecureConn:
         secured: Any = await super().upgrade_security(raw_conn, is_initiator, peer_id)
+        if isinstance(secured.conn, TLSReadWriter):
+            secured.conn.stream_writer.raw_connection = cast(IRawConnection, _WideReads(raw_conn))
         # The library's TLS session forgets what it runs over, and with it whether a relay is in between.
         secured.raw_connection = raw_conn
         return cast(ISecureConn, secured)

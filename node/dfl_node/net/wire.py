@@ -10,9 +10,10 @@ import struct
 from dataclasses import dataclass
 from typing import Protocol
 
-from dfl_ledger.errors import BindingInvalid
+from dfl_ledger.errors import BindingInvalid, PeerUnreachable, UsageError
 
 from .binding import BINDING_BYTES, Binding, decode_binding, encode_binding
+from .channel import PeerId
 
 HELLO = "/dfl/hello/1.0.0"
 PEERS = "/dfl/peers/1.0.0"
@@ -51,6 +52,52 @@ async def read_frame(stream: ByteStream, max_bytes: int) -> bytes:
     if size > max_bytes:
         raise WireError(f"a frame of {size} bytes where at most {max_bytes} are allowed")
     return await _read_exactly(stream, size)
+
+
+def check_protocol(protocol: str) -> None:
+    """Raises UsageError. Strangers are kept from the protocols that begin so, see host.py."""
+    if not protocol.startswith("/dfl/"):
+        raise UsageError(f"not a protocol of ours: {protocol!r}", why="its name must begin with /dfl/")
+
+
+def check_message(body: bytes, max_bytes: int) -> None:
+    """Raises UsageError for a message that its stream does not carry."""
+    if len(body) > max_bytes:
+        raise UsageError(
+            "the message is too large", why=f"{len(body)} bytes where this stream allows {max_bytes}"
+        )
+
+
+def ended(peer: PeerId, why: str) -> PeerUnreachable:
+    """What a message stream raises once it is over."""
+    return PeerUnreachable(f"the stream with peer {peer} has ended", why=why)
+
+
+class FrameReader:
+    """The frames of one stream, one after another. A cancelled `read` loses nothing: the next one goes on."""
+
+    def __init__(self, stream: ByteStream, max_bytes: int) -> None:
+        self._stream = stream
+        self._max_bytes = max_bytes
+        self._unread = bytearray()  # at most one frame, and what one read brought beyond it
+
+    async def read(self) -> bytes:
+        """Raises WireError for a frame over the limit, EOFError when no whole frame comes any more."""
+        await self._fill(4)
+        size = int.from_bytes(self._unread[:4], "big")
+        if size > self._max_bytes:
+            raise WireError(f"a frame of {size} bytes where at most {self._max_bytes} are allowed")
+        await self._fill(4 + size)
+        body = bytes(memoryview(self._unread)[4 : 4 + size])
+        del self._unread[: 4 + size]
+        return body
+
+    async def _fill(self, size: int) -> None:
+        while len(self._unread) < size:
+            chunk = await self._stream.read(max(size - len(self._unread), _CHUNK))
+            if not chunk:
+                raise EOFError(f"the stream ended after {len(self._unread)} of {size} bytes")
+            self._unread += chunk
 
 
 async def _read_exactly(stream: ByteStream, size: int) -> bytes:

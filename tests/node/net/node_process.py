@@ -15,6 +15,7 @@ import trio
 from dfl_node.net.config import NetConfig
 from dfl_node.net.libp2p_channel import Libp2pChannel, open_channel
 from tests.conformance.channel import ECHO, echo
+from tests.conformance.channel_streams import TALK, repeat
 from tests.node.net.support import config_of
 
 
@@ -32,6 +33,7 @@ def say(channel: Libp2pChannel) -> None:
 async def main(config: NetConfig) -> None:
     async with open_channel(config) as channel, trio.open_nursery() as nursery:
         channel.handle(ECHO, echo, max_request_bytes=1 << 20)
+        channel.handle_streams(TALK, repeat, max_message_bytes=1 << 20)
 
         async def report() -> None:
             while True:

@@ -18,11 +18,11 @@ from dfl_node.net.channel import Channel
 from dfl_node.net.config import NetConfig, NetLimits
 from dfl_node.net.libp2p_channel import Libp2pChannel, open_channel
 from dfl_node.net.memory import MemoryNetwork
-from tests.conformance.channel import BACKLOG
+from tests.conformance.channel import BACKLOG, MAX_STREAMS
 
 CHAIN_ID = 31337
 REGISTRY = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")
-LIMITS = NetLimits(max_backlog=BACKLOG)
+LIMITS = NetLimits(max_backlog=BACKLOG, max_message_streams_per_peer=MAX_STREAMS)
 _numbers = count(1)
 
 

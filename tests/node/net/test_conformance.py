@@ -8,10 +8,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.conformance.channel import CHECKS, World
+from tests.conformance import channel, channel_streams
+from tests.conformance.channel import World
 from tests.node.net.support import Libp2pWorld, MemoryWorld
 
 Check = Callable[[World], Awaitable[None]]
+CHECKS = (*channel.CHECKS, *channel_streams.CHECKS)
 
 
 def story(check: Check) -> str:
