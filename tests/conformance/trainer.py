@@ -9,11 +9,19 @@ import struct
 from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import pytest
 
 from dfl_ledger.errors import DflError, SpecInvalid, UpdateRefused, UsageError
-from dfl_node.train.trainer import Assignment, DataConfig, ModelConfig, Trainer, TrainingConfig
+from dfl_node.train.trainer import (
+    Assignment,
+    DataConfig,
+    ModelConfig,
+    Trainer,
+    TrainingConfig,
+    WeightedUpdate,
+)
 
 MODEL = ModelConfig("mlp", {"hidden": 4})
 TRAINING = TrainingConfig(
@@ -49,6 +57,10 @@ def assignment(parent: bytes, *, node: int = 1, round_: int = 1) -> Assignment:
     return Assignment(
         job=1, round=round_, parent=parent, model=MODEL, training=TRAINING, data=DATA, node_seed=node
     )
+
+
+def weigh(*updates: tuple[bytes, int]) -> list[WeightedUpdate]:
+    return [WeightedUpdate(data, samples) for data, samples in updates]
 
 
 # -- files ----------------------------------------------------------------------------------------------
@@ -138,6 +150,17 @@ HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 }
 
 
+def tensors(data: bytes) -> dict[str, list[float]]:
+    """The numbers of a sound file by tensor."""
+    header, payload = split(data)
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            start, end = cast("list[int]", entry["data_offsets"])
+            found[name] = list(array("f", payload[start:end]))
+    return found
+
+
 # -- promises -------------------------------------------------------------------------------------------
 async def check_init(world: World) -> None:
     assert await world.trainer.init_model(MODEL, 1) == world.parent
@@ -187,7 +210,7 @@ async def check_average(world: World) -> None:
     """parent - sum(n_k * delta_k) / sum(n_k) in float64, computed here on its own."""
     second = (await world.trainer.train(assignment(world.parent, node=2))).delta
     third = (await world.trainer.train(assignment(world.parent, node=3))).delta
-    updates = [(world.delta, 100), (second, 37), (third, 1)]
+    updates = weigh((world.delta, 100), (second, 37), (third, 1))
     result = await world.trainer.aggregate(MODEL, world.parent, updates, max_update_bytes=LIMIT)
     assert [verdict.accepted for verdict in result.verdicts] == [True, True, True]
     expected = []
@@ -200,7 +223,7 @@ async def check_average(world: World) -> None:
 
 async def check_refused_updates_have_no_weight(world: World) -> None:
     for name, (spoil, why) in HOSTILE.items():
-        updates = [(spoil(world.delta), 10**6), (world.delta, 5)]
+        updates = weigh((spoil(world.delta), 10**6), (world.delta, 5))
         result = await world.trainer.aggregate(MODEL, world.parent, updates, max_update_bytes=LIMIT)
         bad, good = result.verdicts
         assert (bad.accepted, good.accepted) == (False, True), name
@@ -218,14 +241,14 @@ async def check_excessive_updates(world: World) -> None:
         (world.delta, 2**60, "samples"),
     ):
         result = await world.trainer.aggregate(
-            MODEL, world.parent, [(delta, samples)], max_update_bytes=LIMIT
+            MODEL, world.parent, weigh((delta, samples)), max_update_bytes=LIMIT
         )
         assert not result.verdicts[0].accepted
         assert why in result.verdicts[0].why
 
 
 async def check_nothing_accepted(world: World) -> None:
-    for updates in ([], [(b"junk", 1), (world.delta[:-4], 2)]):
+    for updates in ([], weigh((b"junk", 1), (world.delta[:-4], 2))):
         result = await world.trainer.aggregate(MODEL, world.parent, updates, max_update_bytes=LIMIT)
         assert result.model == world.parent
         assert not any(verdict.accepted for verdict in result.verdicts)
@@ -238,12 +261,17 @@ async def check_hostile_parents(world: World) -> None:
         with pytest.raises(UpdateRefused):
             await trainer.train(assignment(bad))
         with pytest.raises(UpdateRefused):
-            await trainer.aggregate(MODEL, bad, [(world.delta, 1)], max_update_bytes=LIMIT)
+            await trainer.aggregate(MODEL, bad, weigh((world.delta, 1)), max_update_bytes=LIMIT)
         with pytest.raises(UpdateRefused):
             await trainer.evaluate(MODEL, bad, world.validation)
         with pytest.raises(UpdateRefused):
             await trainer.score(
-                MODEL, bad, [(world.delta, 1)], world.validation, method="shapley", max_update_bytes=LIMIT
+                MODEL,
+                bad,
+                weigh((world.delta, 1)),
+                world.validation,
+                method="shapley",
+                max_update_bytes=LIMIT,
             )
 
 
@@ -251,7 +279,7 @@ async def check_score(world: World) -> None:
     """Worths add up to what the average gained; equals get the same; a refused update gets nothing."""
     trainer = world.trainer
     second = (await trainer.train(assignment(world.parent, node=2))).delta
-    updates = [(world.delta, 50), (with_last(second, math.nan), 50), (second, 50), (world.delta, 50)]
+    updates = weigh((world.delta, 50), (with_last(second, math.nan), 50), (second, 50), (world.delta, 50))
     scores = await trainer.score(
         MODEL, world.parent, updates, world.validation, method="shapley", max_update_bytes=LIMIT
     )
@@ -271,7 +299,7 @@ async def check_leave_one_out(world: World) -> None:
     """v(all) - v(all without i), and "shapley" means the same above eight updates."""
     trainer = world.trainer
     worse = with_numbers(world.delta, [-d for d in numbers(world.delta)])
-    updates = [(world.delta, 10), (worse, 10), (world.delta, 10)]
+    updates = weigh((world.delta, 10), (worse, 10), (world.delta, 10))
     scores = await trainer.score(
         MODEL, world.parent, updates, world.validation, method="leave-one-out", max_update_bytes=LIMIT
     )
@@ -287,7 +315,7 @@ async def check_leave_one_out(world: World) -> None:
 
 
 async def check_score_without_updates(world: World) -> None:
-    for updates, scores in (([], ()), ([(b"junk", 1)], (0,))):
+    for updates, scores in (([], ()), (weigh((b"junk", 1)), (0,))):
         assert scores == await world.trainer.score(
             MODEL, world.parent, updates, world.validation, method="shapley", max_update_bytes=LIMIT
         )
@@ -307,7 +335,7 @@ async def check_evaluate(world: World) -> None:
     for round_ in range(1, 6):
         update = await world.trainer.train(assignment(model, round_=round_))
         result = await world.trainer.aggregate(
-            MODEL, model, [(update.delta, update.samples)], max_update_bytes=LIMIT
+            MODEL, model, weigh((update.delta, update.samples)), max_update_bytes=LIMIT
         )
         model = result.model
     after = await world.trainer.evaluate(MODEL, model, world.validation)

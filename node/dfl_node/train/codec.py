@@ -59,6 +59,10 @@ class Schema:
     tensors: tuple[TensorSpec, ...]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(tensor.name for tensor in self.tensors)
+
+    @property
     def payload_bytes(self) -> int:
         return sum(tensor.size for tensor in self.tensors)
 

@@ -43,8 +43,10 @@ def scaled(x: Tensor) -> Tensor:
 
 
 def set_state(model: nn.Module, state: State) -> None:
-    """Copies: `state` may be a read-only view of a file."""
-    model.load_state_dict({name: torch.from_numpy(np.array(tensor)) for name, tensor in state.items()})
+    """Copies: `state` may be a read-only view of a file. What it does not name stays as it is."""
+    with torch.no_grad():
+        for name, tensor in state.items():
+            model.get_parameter(name).copy_(torch.from_numpy(np.array(tensor)))
 
 
 def get_state(model: nn.Module) -> State:

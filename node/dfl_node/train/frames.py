@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from dfl_ledger.errors import DflError
+
 MAX_HEADER_BYTES = 1 << 20
 MAX_PAYLOADS = 10_000
 MAX_FRAME_BYTES = 4 << 30
@@ -28,6 +30,11 @@ class Frame:
 
 class FrameError(Exception):
     """The other side does not speak this protocol."""
+
+
+class WorkerDied(DflError):
+    """The worker process ended within a request: killed, out of memory, or closed. The next request starts
+    another one."""
 
 
 def pack_header(header: dict[str, Any], payloads: Sequence[bytes]) -> bytes:

@@ -17,20 +17,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dfl_ledger.errors import DflError, SpecInvalid
+from dfl_ledger.errors import DflError
+from dfl_node.train import optimizers
 from dfl_node.train.evaluation import Inputs, scaled
 from dfl_node.train.trainer import TrainingConfig
 
 PROGRESS_EVERY_S = 0.2
-# AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with its usual constants; `momentum` is beta 1.
-BETA2, EPSILON, WEIGHT_DECAY = 0.999, 1e-8, 0.01
+# What the first step may take for itself: memory, threads, kernels chosen. It is no measure of the next.
+WARM_UP_S = 0.5
 
 Progress = Callable[[int, float], None]  # step from 1, loss
-Step = Callable[[Sequence[Tensor]], None]  # gradients in the order of the parameters
+Clock = Callable[[], float]  # seconds
+Correction = Callable[[Sequence[Tensor]], Sequence[Tensor]]  # of gradients, in the order of `trainable`
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
+    steps: int  # done
     samples: int  # steps * batch size
     loss: float  # mean over the last tenth of the steps
     train_s: float
@@ -61,20 +64,29 @@ def train(
     steps: int,
     seed: NDArray[np.uint32],
     progress: Progress,
+    correct: Correction | None = None,
+    budget_s: float | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Trained:
-    """Train `model` in place. Raises DflError if the loss leaves the finite numbers."""
+    """Train in place what of `model` may be trained. Raises DflError if the loss leaves the finite numbers.
+
+    `correct` is what a strategy does to a member's gradients. With a budget the loop ends before the step
+    that would pass it at the pace so far; one step is always done.
+    """
     torch.manual_seed(int(seed[0]))
-    parameters = list(model.parameters())
-    step = _optimizer(config, parameters)
+    parameters = trainable(model)
+    optimizer = optimizers.optimizer(config, parameters)
     model.train()
     losses: list[float] = []
-    began = told = time.perf_counter()
     places = batches(len(inputs.y), config.batch_size, seed)
+    pace = _Pace(clock, budget_s)
+    told = pace.began
     for number in range(1, steps + 1):
         chosen = torch.from_numpy(next(places))
         logits = model(scaled(inputs.x[chosen]))  # (B, classes)
         loss = functional.cross_entropy(logits, inputs.y[chosen])
-        step(torch.autograd.grad(loss, parameters))
+        gradients: Sequence[Tensor] = torch.autograd.grad(loss, parameters)
+        optimizer.step(gradients if correct is None else correct(gradients))
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise DflError(
@@ -82,50 +94,33 @@ def train(
                 why=f"the loss is {losses[-1]} at step {number} of {steps}, lr = {config.lr:g}",
                 help_command="dfl-node job submit job.toml  # with a smaller training.lr",
             )
-        if (now := time.perf_counter()) - told > PROGRESS_EVERY_S:
+        if (now := clock()) - told > PROGRESS_EVERY_S:
             progress(number, losses[-1])
             told = now
-    tail = losses[-max(1, steps // 10) :]
-    return Trained(steps * config.batch_size, sum(tail) / len(tail), time.perf_counter() - began)
+        if pace.spent(number, now):
+            break
+    tail = losses[-max(1, len(losses) // 10) :]
+    return Trained(len(losses), len(losses) * config.batch_size, sum(tail) / len(tail), clock() - pace.began)
 
 
-def _optimizer(config: TrainingConfig, parameters: list[nn.Parameter]) -> Step:
-    """The two optimizers there are. `torch.optim` would import the compiler: 70 MB for nothing."""
-    match config.optimizer:
-        case "sgd":
-            return _sgd(config.lr, config.momentum, parameters)
-        case "adamw":
-            return _adamw(config.lr, config.momentum, parameters)
-        case other:
-            raise SpecInvalid("training.optimizer", f"must be sgd or adamw, not {other!r:.40}")
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """In the order of the model's own list."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _sgd(lr: float, momentum: float, parameters: list[nn.Parameter]) -> Step:
-    """v <- momentum * v + g,  p <- p - lr * v (Sutskever et al. 2013, the form without dampening)."""
-    velocity = [torch.zeros_like(p) for p in parameters]
+class _Pace:
+    """When a budget of seconds is used up."""
 
-    @torch.no_grad()
-    def step(gradients: Sequence[Tensor]) -> None:
-        for p, g, v in zip(parameters, gradients, velocity, strict=True):
-            v.mul_(momentum).add_(g)
-            p.sub_(v, alpha=lr)
+    def __init__(self, clock: Clock, budget_s: float | None) -> None:
+        self.began = clock()
+        self._budget_s = math.inf if budget_s is None else budget_s
+        self._first = 0.0  # when the first step was done
 
-    return step
-
-
-def _adamw(lr: float, beta1: float, parameters: list[nn.Parameter]) -> Step:
-    first = [torch.zeros_like(p) for p in parameters]
-    second = [torch.zeros_like(p) for p in parameters]
-    t = 0
-
-    @torch.no_grad()
-    def step(gradients: Sequence[Tensor]) -> None:
-        nonlocal t
-        t += 1
-        for p, g, m, v in zip(parameters, gradients, first, second, strict=True):
-            m.mul_(beta1).add_(g, alpha=1 - beta1)
-            v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
-            root = (v / (1 - BETA2**t)).sqrt_().add_(EPSILON)
-            p.mul_(1 - lr * WEIGHT_DECAY).addcdiv_(m, root, value=-lr / (1 - beta1**t))
-
-    return step
+    def spent(self, done: int, now: float) -> bool:
+        """Whether another step, after `done` of them, would pass the budget."""
+        if done == 1:
+            self._first = now
+            next_s = max(0.0, now - self.began - WARM_UP_S)
+        else:
+            next_s = (now - self._first) / (done - 1)
+        return now - self.began + next_s > self._budget_s

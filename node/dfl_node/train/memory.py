@@ -8,96 +8,147 @@ worth more, and nothing depends on the machine. No torch, no numpy; time passes 
 from __future__ import annotations
 
 import io
-import math
-import random
 import zipfile
-from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 
 import trio
 
 from dfl_ledger.errors import DflError, SpecInvalid, UpdateRefused, UsageError
-from dfl_node.train import codec, models
-from dfl_node.train.codec import Schema, TensorSpec
-from dfl_node.train.trainer import Aggregate, Assignment, Evaluation, ModelConfig, ModelUpdate, Verdict
+from dfl_node.train import aggregators, base_files, codec, memory_model, models, strategies, transfer
+from dfl_node.train.codec import Schema
+from dfl_node.train.memory_files import Tensors, decode, encode, rounded
+from dfl_node.train.memory_model import SCHEMA, TARGET, draw, named, parts
+from dfl_node.train.memory_rules import first_file, next_file, shared_part, under
+from dfl_node.train.memory_stage import MemoryStages
+from dfl_node.train.strategies import CONTROL, SERVER
+from dfl_node.train.trainer import (
+    PLAIN,
+    Aggregate,
+    AggregationConfig,
+    Assignment,
+    Evaluation,
+    ModelConfig,
+    ModelUpdate,
+    Personalized,
+    Verdict,
+    WeightedUpdate,
+)
+from dfl_node.train.transfer import PERSONAL
 from dfl_node.value import shapley
 
-SCHEMA = Schema((TensorSpec("bias", (4,), "F32"), TensorSpec("weight", (4, 8), "F32")))
-SIZE = SCHEMA.payload_bytes // 4
 ROWS = 10  # that an evaluation claims to have seen
 _STEP = 0.05  # of the way to the target, at each step
 _SPREAD = 0.05  # how differently nodes see the target
 
-Numbers = list[float]
 
+class MemoryTrainer(MemoryStages):
+    """A `Trainer`. Each training takes `train_s` seconds of trio's clock, each call of a stage `stage_s`."""
 
-class MemoryTrainer:
-    """A `Trainer`. Each training takes `train_s` seconds of trio's clock."""
-
-    def __init__(self, *, train_s: float = 0.0) -> None:
+    def __init__(self, *, train_s: float = 0.0, stage_s: float = 0.0) -> None:
+        super().__init__(SCHEMA, [n for numbers in TARGET.values() for n in numbers], stage_s)
         self._train_s = train_s
+        self._bases: dict[str, bytes] = {}
         self._closed = False
 
-    async def init_model(self, model: ModelConfig, seed: int) -> bytes:
+    async def init_model(self, model: ModelConfig, seed: int, rule: AggregationConfig = PLAIN) -> bytes:
         self._check_open()
         models.check(model)
-        return _encode(_draw(f"init {seed}", 1.0))
+        begun = memory_model.start(replace(model, seed=seed), self._base(model))
+        shared = {name: begun[name] for name in parts(model).shared}
+        return encode(first_file(shared, rule), strategies.model_file(memory_model.schema(model), rule))
 
     async def train(self, assignment: Assignment) -> ModelUpdate:
         self._check_open()
-        config = assignment.training
-        models.check(assignment.model)
+        model, config, rule = assignment.model, assignment.training, assignment.rule
+        models.check(model)
         if config.optimizer not in ("sgd", "adamw"):
             raise SpecInvalid("training.optimizer", f"must be sgd or adamw, not {config.optimizer!r:.40}")
-        if SCHEMA.file_bytes > config.max_update_bytes:
-            raise SpecInvalid("training.max_update_bytes", f"an update has {SCHEMA.file_bytes} bytes")
-        parent = _decode(assignment.parent, config.max_update_bytes)
-        await trio.sleep(self._train_s)
-        seen = _draw(f"{assignment.job} {assignment.round} {assignment.node_seed} {config.seed}", _SPREAD)
-        left = (1 - _STEP) ** config.local_steps
-        delta = [(p - t - s) * (1 - left) for p, t, s in zip(parent, _TARGET, seen, strict=True)]
-        trained = [p - d for p, d in zip(parent, delta, strict=True)]
-        samples = config.local_steps * config.batch_size
-        return ModelUpdate(_encode(delta), samples, _loss(trained), self._train_s)
+        strategies.check_optimizer(rule.strategy, config.optimizer)
+        schema, own = memory_model.schema(model), parts(model)
+        files = strategies.model_file(schema, rule), strategies.update_file(schema, rule)
+        if (largest := max(file.file_bytes for file in files)) > config.max_update_bytes:
+            raise SpecInvalid("training.max_update_bytes", f"a file of this model has {largest} bytes")
+        file = decode(assignment.parent, files[0], config.max_update_bytes)
+        private = strategies.joined(strategies.local_file(schema, rule), memory_model.personal_schema(model))
+        local = {} if assignment.local is None else decode(assignment.local, private, private.file_bytes)
+        steps, train_s = self._within(assignment.time_budget_s, config.local_steps)
+        await trio.sleep(train_s)
+        begun = memory_model.start(model, self._base(model)) | shared_part(file) | under(PERSONAL, local)
+        seen = draw(f"{assignment.job} {assignment.round} {assignment.node_seed} {config.seed}", _SPREAD)
+        target = _added(TARGET, named(seen))
+        pull = memory_model.pull(begun, model, target)
+        pull = {name: pull[name] for name in (*own.shared, *own.personal)}
+        kept: Tensors = {}
+        change: Tensors = {}
+        if strategies.find(rule.strategy).control:  # the pull is this toy's gradient
+            shared_pull = {name: pull[name] for name in own.shared}
+            before = under(CONTROL, local) or {name: [0.0] * len(n) for name, n in shared_pull.items()}
+            differences = _added(shared_pull, before, -1)
+            kept = {CONTROL + name: numbers for name, numbers in shared_pull.items()}
+            change = {CONTROL + name: numbers for name, numbers in differences.items()}
+            pull |= _added(differences, under(f"{SERVER}{CONTROL}", file))
+        moved = 1 - (1 - _STEP) ** steps
+        slower = 1 + strategies.check(rule.strategy, rule.strategy_args).get("mu", 0.0)
+        delta = {name: [g * moved / slower for g in numbers] for name, numbers in pull.items()}
+        trained = begun | _added({name: begun[name] for name in delta}, delta, -1)
+        kept |= {PERSONAL + name: trained[name] for name in own.personal}
+        return ModelUpdate(
+            encode({name: delta[name] for name in own.shared} | change, files[1]),
+            steps * config.batch_size,
+            memory_model.loss(trained, model),
+            train_s,
+            encode(kept, private) if kept else None,
+        )
 
     async def aggregate(
         self,
         model: ModelConfig,
         parent: bytes,
-        updates: Sequence[tuple[bytes, int]],
+        updates: Sequence[WeightedUpdate],
         *,
         max_update_bytes: int,
+        rule: AggregationConfig = PLAIN,
     ) -> Aggregate:
         self._check_open()
         models.check(model)
-        before = _decode(parent, max_update_bytes)
-        read = [_read(update, samples, max_update_bytes) for update, samples in updates]
-        accepted = [(delta, samples) for delta, samples, _ in read if delta is not None]
-        result = _encode(_apply(before, accepted)) if accepted else parent
+        strategies.check(rule.strategy, rule.strategy_args)
+        aggregators.check(rule.aggregator, rule.aggregator_args)
+        schema = memory_model.schema(model)
+        layout = strategies.model_file(schema, rule)
+        before = decode(parent, layout, max_update_bytes)
+        read = [_read(update, schema, rule, max_update_bytes) for update in updates]
+        accepted = [(tensors, weight) for tensors, weight, _ in read if tensors is not None]
+        result = encode(next_file(before, accepted, rule), layout) if accepted else parent
         return Aggregate(result, tuple(Verdict(not why, why) for _, _, why in read))
 
     async def score(
         self,
         model: ModelConfig,
         parent: bytes,
-        updates: Sequence[tuple[bytes, int]],
+        updates: Sequence[WeightedUpdate],
         validation: bytes,
         *,
         method: str,
         max_update_bytes: int,
+        rule: AggregationConfig = PLAIN,
     ) -> tuple[int, ...]:
         self._check_open()
         if method not in shapley.METHODS:
             raise UsageError(f"no scoring method {method!r:.40}", why=f"one of {', '.join(shapley.METHODS)}")
         models.check(model)
-        before = _decode(parent, max_update_bytes)
+        schema = memory_model.schema(model)
+        before = shared_part(decode(parent, strategies.model_file(schema, rule), max_update_bytes))
         _check_rows(validation)
-        read = [_read(update, samples, max_update_bytes) for update, samples in updates]
-        accepted = [(place, delta, n) for place, (delta, n, _) in enumerate(read) if delta is not None]
+        read = [_read(update, schema, rule, max_update_bytes) for update in updates]
+        accepted = [(place, tensors, w) for place, (tensors, w, _) in enumerate(read) if tensors is not None]
 
         def value(coalition: int) -> int:
-            members = [(delta, n) for i, (_, delta, n) in enumerate(accepted) if coalition >> i & 1]
-            return shapley.fixed(_loss(before)) - shapley.fixed(_loss(_apply(before, members)))
+            members = [
+                (shared_part(tensors), w) for i, (_, tensors, w) in enumerate(accepted) if coalition >> i & 1
+            ]
+            after = rounded(next_file(before, members, PLAIN))
+            return shapley.fixed(self._measured(model, before)) - shapley.fixed(self._measured(model, after))
 
         values = {coalition: value(coalition) for coalition in shapley.coalitions(len(accepted), method)}
         worths = shapley.worths(values, len(accepted), method)
@@ -105,11 +156,55 @@ class MemoryTrainer:
         return tuple(worth.get(place, 0) for place in range(len(updates)))
 
     async def evaluate(self, model: ModelConfig, parameters: bytes, data: bytes) -> Evaluation:
+        loss = await self.loss(model, parameters, data)
+        return _evaluation(loss)
+
+    async def loss(
+        self, model: ModelConfig, parameters: bytes, data: bytes, rule: AggregationConfig = PLAIN
+    ) -> float:
+        found = self._measured(model, self._shared(model, parameters, rule))
+        _check_rows(data)
+        return found
+
+    async def check(self, model: ModelConfig) -> None:
         self._check_open()
         models.check(model)
-        loss = _loss(_decode(parameters, SCHEMA.file_bytes))
+        memory_model.check(model, self._base(model))
+
+    def has_base(self, cid: str) -> bool:
+        return cid in self._bases
+
+    async def keep_base(self, cid: str, data: bytes) -> None:
+        self._check_open()
+        self._bases[cid] = data
+
+    async def export(self, model: ModelConfig, parameters: bytes, rule: AggregationConfig = PLAIN) -> bytes:
+        shared = self._shared(model, parameters, rule)
+        state = memory_model.start(model, self._base(model)) | shared
+        return encode(memory_model.merged(state, model), SCHEMA)
+
+    async def personalize(
+        self,
+        model: ModelConfig,
+        parameters: bytes,
+        data: bytes,
+        *,
+        steps: int,
+        lr: float,
+        patterns: Sequence[str],
+        seed: int,
+    ) -> Personalized:
+        plain = transfer.plain(model)
+        state = self._shared(plain, parameters, PLAIN)
         _check_rows(data)
-        return Evaluation(accuracy=1 / (1 + loss), loss=loss, samples=ROWS)
+        pull = memory_model.pull(state, plain, TARGET)
+        moved = 1 - (1 - _STEP) ** steps
+        chosen = {name: [n * moved for n in pull[name]] for name in state if transfer.matches(name, patterns)}
+        if not chosen:
+            raise UsageError("there is nothing to fit", why=f"no name matches; there are {', '.join(state)}")
+        fitted = state | _added({name: state[name] for name in chosen}, chosen, -1)
+        before, after = (_evaluation(memory_model.loss(found, plain)) for found in (state, fitted))
+        return Personalized(encode(fitted, SCHEMA), before, after)
 
     async def validation_rows(self, app: str) -> bytes:
         self._check_open()
@@ -122,57 +217,55 @@ class MemoryTrainer:
     async def aclose(self) -> None:
         self._closed = True
 
+    def _within(self, budget_s: float | None, steps: int) -> tuple[int, float]:
+        """How many of its steps fit a budget, at least one, and the seconds they take."""
+        step_s = self._train_s / steps
+        if (budget_s is not None and budget_s < self._train_s) or budget_s == 0:
+            steps = max(1, int(budget_s / step_s)) if step_s else 1
+        return steps, steps * step_s
+
+    def _base(self, model: ModelConfig) -> bytes | None:
+        if model.base is not None and model.base not in self._bases:
+            raise base_files.missing(model.base)
+        return None if model.base is None else self._bases[model.base]
+
+    def _shared(self, model: ModelConfig, parameters: bytes, rule: AggregationConfig) -> Tensors:
+        self._check_open()
+        models.check(model)
+        layout = strategies.model_file(memory_model.schema(model), rule)
+        return shared_part(decode(parameters, layout, layout.file_bytes))
+
+    def _measured(self, model: ModelConfig, shared: Tensors) -> float:
+        state = memory_model.start(model, self._base(model)) | shared
+        return memory_model.loss(memory_model.probed(state, model), model)
+
     def _check_open(self) -> None:
         if self._closed:
             raise DflError("the trainer is closed")
 
 
-def _draw(seed: str, spread: float) -> Numbers:
-    """`random()` of a seeded Random is the same in every version of Python."""
-    source = random.Random(seed)  # noqa: S311  a toy, not a secret
-    return [(2 * source.random() - 1) * spread for _ in range(SIZE)]
+def _added(tensors: Tensors, others: Tensors, sign: int = 1) -> Tensors:
+    return {
+        name: [number + sign * other for number, other in zip(numbers, others[name], strict=True)]
+        for name, numbers in tensors.items()
+    }
 
 
-_TARGET = _draw("target", 1.0)
+def _evaluation(loss: float) -> Evaluation:
+    return Evaluation(accuracy=1 / (1 + loss), loss=loss, samples=ROWS)
 
 
-def _loss(state: Numbers) -> float:
-    return math.fsum((s - t) ** 2 for s, t in zip(state, _TARGET, strict=True)) / SIZE
-
-
-def _apply(parent: Numbers, updates: Sequence[tuple[Numbers, int]]) -> Numbers:
-    """FedAvg in the order given, in float64 as `strategies/fedavg.py` has it, rounded to float32."""
-    if not updates:
-        return parent
-    total = [0.0] * SIZE
-    for delta, samples in updates:
-        total = [t + d * samples for t, d in zip(total, delta, strict=True)]
-    weight = sum(samples for _, samples in updates)
-    return list(array("f", [p - t / weight for p, t in zip(parent, total, strict=True)]))
-
-
-def _encode(state: Numbers) -> bytes:
-    return codec.header(SCHEMA) + array("f", state).tobytes()
-
-
-def _decode(data: bytes, max_bytes: int, max_abs: float = math.inf) -> Numbers:
-    numbers = list(array("f", bytes(codec.check_layout(data, SCHEMA, max_bytes=max_bytes))))
-    if any(map(math.isnan, numbers)):
-        raise codec.refusal("a tensor holds NaN")
-    if any(map(math.isinf, numbers)):
-        raise codec.refusal("a tensor holds Inf")
-    if (worst := max(map(abs, numbers))) > max_abs:
-        raise codec.refusal(f"a tensor holds {worst:g}, beyond {max_abs:g}")
-    return numbers
-
-
-def _read(update: bytes, samples: int, max_bytes: int) -> tuple[Numbers | None, int, str]:
+def _read(
+    update: WeightedUpdate, schema: Schema, rule: AggregationConfig, max_bytes: int
+) -> tuple[Tensors | None, float, str]:
     """An update's numbers, its weight, and why it is refused."""
     try:
-        codec.check_weight(samples)
-        return _decode(update, max_bytes, codec.MAX_DELTA), samples, ""
+        codec.check_weight(update.samples)
+        layout = strategies.update_file(schema, rule)
+        tensors = decode(update.data, layout, max_bytes, codec.MAX_DELTA)
     except UpdateRefused as bad:
-        return None, samples, bad.why
+        return None, 0.0, bad.why
+    return tensors, aggregators.weight(update.samples, update.staleness), ""
 
 
 def _check_rows(data: bytes) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import gc
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfl_ledger.errors import DflError, SpecInvalid, UpdateRefused, UsageError
-from dfl_node.train import models
+from dfl_node.train import aggregators, models, strategies, transfer
 from dfl_node.train.application import load_application
 from dfl_node.train.codec import MAX_DELTA, Schema, check_weight
 from dfl_node.train.frames import Frame
-from dfl_node.train.trainer import DataConfig, Evaluation, ModelConfig, TrainingConfig
+from dfl_node.train.model_operations import ModelOperations
+from dfl_node.train.requests import base_of, data_of, model_of, rule_of
+from dfl_node.train.stage_operations import StageOperations
+from dfl_node.train.trainer import DataConfig, ModelConfig, TrainingConfig
+from dfl_node.train.transfer import PERSONAL
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dfl_node.train.evaluation import Inputs
     from dfl_node.train.rows import Rows
     from dfl_node.train.tensors import State
@@ -29,9 +34,10 @@ class ScoreSession:
     """Updates opened for scoring. Coalitions are asked for one by one: training may go in between."""
 
     number: int
-    model: ModelConfig
+    net: nn.Module  # every coalition's state goes in here
+    personal: State  # as it begins
     parent: State
-    deltas: tuple[tuple[State, int], ...]  # accepted ones, with their samples
+    updates: tuple[tuple[State, float], ...]  # accepted ones, with their weights
     inputs: Inputs
 
 
@@ -52,9 +58,10 @@ class Operations:
             "score_open": self.score_open,
             "score_value": self.score_value,
             "score_close": self.score_close,
-            "evaluate": self.evaluate,
             "central": self.central,
             "rows": self.rows,
+            **ModelOperations(self._torch, self._progress).by_name,
+            **StageOperations(self._torch, self._inputs).by_name,
         }
 
     def warm(self, _: Frame) -> Frame:
@@ -62,24 +69,48 @@ class Operations:
         return Frame({})
 
     def init(self, request: Frame) -> Frame:
-        model = _model(request)
-        return Frame({}, (self._init(model, request.header["seed"]),))
+        """The first model file: shared state of the base or the seed, and the strategy's server state."""
+        self._torch()
+        from dfl_node.train import aggregation, network, tensors
+
+        model, rule = replace(model_of(request), seed=request.header["seed"]), rule_of(request)
+        schema = models.schema(model)
+        net = network.start(model, base_of(request))
+        file = aggregation.first_file(network.take(net, network.parts(net, model).shared), rule)
+        return Frame({}, (tensors.encode(file, strategies.model_file(schema, rule)),))
 
     def train(self, request: Frame) -> Frame:
         """parent -> H local steps -> parent minus trained."""
         self._torch()
-        from dfl_node.train import evaluation, local_sgd, tensors
+        from dfl_node.train import aggregation, evaluation, local_sgd, member, network, tensors
 
-        model, config = _model(request), TrainingConfig(**request.header["training"])
-        data = _data(request.header["data"])
+        model, config, rule = (
+            model_of(request),
+            TrainingConfig(**request.header["training"]),
+            rule_of(request),
+        )
+        data = data_of(request.header["data"])
+        strategies.check_optimizer(rule.strategy, config.optimizer)
         schema = self._schema(model)
-        if schema.file_bytes > config.max_update_bytes:
-            raise SpecInvalid(
-                "training.max_update_bytes", f"an update of this model has {schema.file_bytes} bytes"
-            )
-        parent = tensors.decode(request.payloads[0], schema, max_bytes=config.max_update_bytes)
-        net = models.build(model)
+        files = strategies.model_file(schema, rule), strategies.update_file(schema, rule)
+        largest = max(file.file_bytes for file in files)
+        if largest > config.max_update_bytes:
+            raise SpecInvalid("training.max_update_bytes", f"a file of this model has {largest} bytes")
+        file = tensors.decode(request.payloads[0], files[0], max_bytes=config.max_update_bytes)
+        parent = aggregation.shared_part(file)
+        net = network.start(model, base_of(request))
+        personal = network.parts(net, model).personal
+        private = strategies.joined(
+            strategies.local_file(schema, rule), transfer.some(models.layout(model), personal, PERSONAL)
+        )
+        local = {
+            name: tensor
+            for payload in request.payloads[1:]
+            for name, tensor in tensors.decode(payload, private, max_bytes=private.file_bytes).items()
+        }
         evaluation.set_state(net, parent)
+        if local:
+            evaluation.set_state(net, {name: local[PERSONAL + name] for name in personal})
         header = request.header
         result = local_sgd.train(
             net,
@@ -88,48 +119,54 @@ class Operations:
             steps=config.local_steps,
             seed=local_sgd.seed_words(header["job"], header["round"], header["node_seed"], config.seed),
             progress=self._progress,
+            correct=member.correction(rule, net, file, local),
+            budget_s=header["time_budget_s"],
         )
         trained = evaluation.get_state(net)
-        delta = tensors.encode({name: parent[name] - trained[name] for name in parent}, schema)
-        return Frame({"samples": result.samples, "loss": result.loss, "train_s": result.train_s}, (delta,))
+        update: State = {name: parent[name] - trained[name] for name in parent}
+        kept: State = {PERSONAL + name: trained[name] for name in personal}
+        if strategies.find(rule.strategy).control:
+            control, change = member.next_control(file, local, update, result, config)
+            kept |= control
+            update |= change
+        payloads = (tensors.encode(update, files[1]), *((tensors.encode(kept, private),) if kept else ()))
+        return Frame({"samples": result.samples, "loss": result.loss, "train_s": result.train_s}, payloads)
 
     def aggregate(self, request: Frame) -> Frame:
-        from dfl_node.train import tensors
-        from dfl_node.train.strategies import fedavg
+        """The accepted updates, in their order, become one step of the rule's strategy."""
+        from dfl_node.train import aggregation, tensors
 
-        schema = self._schema(_model(request))
-        limit = request.header["max_update_bytes"]
-        parent = tensors.decode(request.payloads[0], schema, max_bytes=limit)
-        total = fedavg.init(parent)
-        reasons = []
-        for update, samples in zip(request.payloads[1:], request.header["samples"], strict=True):
-            why, delta = _read_update(update, samples, schema, limit)
-            reasons.append(why)
-            if delta is not None:
-                total = fedavg.apply(total, delta, samples)
+        rule, limit = rule_of(request), request.header["max_update_bytes"]
+        schema = self._schema(model_of(request))
+        layout = strategies.model_file(schema, rule)
+        parent_bytes, *updates = request.payloads
+        parent = tensors.decode(parent_bytes, layout, max_bytes=limit)
+        read = _read_updates(request, updates, strategies.update_file(schema, rule))
+        accepted = [(update, weight) for _, update, weight in read if update is not None]
         # Nobody accepted: the parent's own bytes come back, whatever rounding might do to a zero.
-        result = tensors.encode(fedavg.model(total, parent), schema) if total.samples else request.payloads[0]
-        return Frame({"reasons": reasons}, (result,))
+        result = parent_bytes
+        if accepted:
+            result = tensors.encode(aggregation.next_file(parent, accepted, rule), layout)
+        return Frame({"reasons": [why for why, _, _ in read]}, (result,))
 
     def score_open(self, request: Frame) -> Frame:
         """Check every update once; answers which are accepted, and the parent's loss."""
         self._torch()
-        from dfl_node.train import evaluation, tensors
+        from dfl_node.train import aggregation, evaluation, network, tensors
         from dfl_node.train.rows import read_npz
 
-        model, limit = _model(request), request.header["max_update_bytes"]
+        model, rule, limit = model_of(request), rule_of(request), request.header["max_update_bytes"]
         schema = self._schema(model)
         parent_bytes, validation, *updates = request.payloads
-        parent = tensors.decode(parent_bytes, schema, max_bytes=limit)
-        read = [
-            (delta, samples)
-            for update, samples in zip(updates, request.header["samples"], strict=True)
-            for _, delta in (_read_update(update, samples, schema, limit),)
-        ]
+        file = tensors.decode(parent_bytes, strategies.model_file(schema, rule), max_bytes=limit)
+        read = _read_updates(request, updates, strategies.update_file(schema, rule))
         inputs = evaluation.inputs_of(read_npz(validation), models.kind(model))
-        accepted = tuple((delta, samples) for delta, samples in read if delta is not None)
-        self._session = ScoreSession(request.header["session"], model, parent, accepted, inputs)
-        return Frame({"accepted": [delta is not None for delta, _ in read], "loss": self._coalition_loss(0)})
+        accepted = tuple((update, weight) for _, update, weight in read if update is not None)
+        parent = aggregation.shared_part(file)
+        net = network.start(model, base_of(request))
+        personal = network.copy(net, network.parts(net, model).personal)
+        self._session = ScoreSession(request.header["session"], net, personal, parent, accepted, inputs)
+        return Frame({"accepted": [not why for why, _, _ in read], "loss": self._coalition_loss(0)})
 
     def score_value(self, request: Frame) -> Frame:
         """The loss of the model that a coalition gives; `lost` if another worker held the session."""
@@ -141,28 +178,14 @@ class Operations:
         self._session = None
         return Frame({})
 
-    def evaluate(self, request: Frame) -> Frame:
-        self._torch()
-        from dfl_node.train import tensors
-        from dfl_node.train.rows import read_npz
-
-        model = _model(request)
-        schema = self._schema(model)
-        parameters, data = request.payloads
-        state = tensors.decode(parameters, schema, max_bytes=schema.file_bytes)
-        inputs = self._fit(read_npz(data), model)
-        return Frame(asdict(self._evaluate(model, state, inputs)))
-
     def central(self, request: Frame) -> Frame:
         """The same model, trained in one place on every training row of an application."""
         self._torch()
-        from dfl_node.train import evaluation, local_sgd, tensors
+        from dfl_node.train import evaluation, local_sgd, network
 
-        model, config = _model(request), TrainingConfig(**request.header["training"])
+        model, config = model_of(request), TrainingConfig(**request.header["training"])
         everything = DataConfig(request.header["app"], None, (1, 1, 1), None)
-        net = models.build(model)
-        start = tensors.decode(self._init(model, config.seed), self._schema(model), max_bytes=sys.maxsize)
-        evaluation.set_state(net, start)
+        net = network.start(replace(model, seed=config.seed), base_of(request))
         local_sgd.train(
             net,
             self._inputs(everything, model),
@@ -200,15 +223,6 @@ class Operations:
         self._torch()
         return models.schema(model)
 
-    def _init(self, model: ModelConfig, seed: int) -> bytes:
-        self._torch()
-        import torch
-
-        from dfl_node.train import evaluation, tensors
-
-        torch.manual_seed(seed)
-        return tensors.encode(evaluation.get_state(models.build(model)), self._schema(model))
-
     def _inputs(self, data: DataConfig, model: ModelConfig) -> Inputs:
         """This node's rows; the last ones are kept, since rounds follow each other."""
         if self._rows is None or self._rows[0] != (data, model):
@@ -228,43 +242,34 @@ class Operations:
 
     def _coalition_loss(self, mask: int) -> float:
         """Loss of parent - weighted mean step of the coalition, on the validation rows."""
-        from dfl_node.train.strategies import fedavg
+        from dfl_node.train import aggregation, evaluation, fitting
 
         session = self._session
         if session is None:
             raise DflError("nothing is being scored")
-        total = fedavg.init(session.parent)
-        for place, (delta, samples) in enumerate(session.deltas):
-            if mask >> place & 1:
-                total = fedavg.apply(total, delta, samples)
-        return self._evaluate(session.model, fedavg.model(total, session.parent), session.inputs).loss
-
-    def _evaluate(self, model: ModelConfig, state: State, inputs: Inputs) -> Evaluation:
-        from dfl_node.train import evaluation
-
-        net = models.build(model)
-        evaluation.set_state(net, state)
-        return evaluation.evaluate(net, inputs)
+        members = [update for place, update in enumerate(session.updates) if mask >> place & 1]
+        evaluation.set_state(session.net, aggregation.coalition(session.parent, members))
+        return fitting.measure(session.net, session.personal, session.inputs).loss
 
     def _progress(self, step: int, loss: float) -> None:
         self._say(Frame({"progress": {"step": step, "loss": loss}}))
 
 
-def _read_update(update: bytes, samples: Any, schema: Schema, max_bytes: int) -> tuple[str, State | None]:
-    """Why an update is refused, or "" and its tensors."""
+def _read_updates(
+    request: Frame, updates: Sequence[bytes], layout: Schema
+) -> list[tuple[str, State | None, float]]:
+    """For each update why it is refused, or "", its tensors and its weight."""
     from dfl_node.train import tensors
 
-    try:
-        check_weight(samples)
-        return "", tensors.decode(update, schema, max_bytes=max_bytes, max_abs=MAX_DELTA)
-    except UpdateRefused as bad:
-        return bad.why, None
-
-
-def _model(request: Frame) -> ModelConfig:
-    return ModelConfig(**request.header["model"])
-
-
-def _data(fields: dict[str, Any]) -> DataConfig:
-    first, last, of = fields["shard"]
-    return replace(DataConfig(**fields), shard=(first, last, of))
+    read: list[tuple[str, State | None, float]] = []
+    limit = request.header["max_update_bytes"]
+    claims = zip(request.header["samples"], request.header["staleness"], strict=True)
+    for update, (samples, staleness) in zip(updates, claims, strict=True):
+        try:
+            check_weight(samples)
+            state = tensors.decode(update, layout, max_bytes=limit, max_abs=MAX_DELTA)
+        except UpdateRefused as bad:
+            read.append((bad.why, None, 0.0))
+        else:
+            read.append(("", state, aggregators.weight(samples, staleness)))
+    return read

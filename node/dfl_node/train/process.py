@@ -26,16 +26,22 @@ import trio
 
 from dfl_ledger import errors
 from dfl_ledger.errors import DflError, SpecInvalid, UsageError
-from dfl_node.train import frames
-from dfl_node.train.frames import Frame, FrameError
+from dfl_node.train import frames, transfer
+from dfl_node.train.base_files import Bases
+from dfl_node.train.frames import Frame, FrameError, WorkerDied
+from dfl_node.train.stage_process import StageRequests
 from dfl_node.train.trainer import (
+    PLAIN,
     Aggregate,
+    AggregationConfig,
     Assignment,
     Evaluation,
     ModelConfig,
     ModelUpdate,
+    Personalized,
     TrainingConfig,
     Verdict,
+    WeightedUpdate,
 )
 from dfl_node.value import shapley
 
@@ -46,11 +52,6 @@ _CHUNK = 1 << 20
 _DYING_S = 2.0  # a killed worker is gone by then, or is the kernel's problem
 # The worker gets these and nothing else: passwords and keys may be in the node's environment.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")
-
-
-class WorkerDied(DflError):
-    """The worker process ended within a request: killed, out of memory, or closed. The next request starts
-    another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +83,18 @@ async def open_trainer(
         await trainer.aclose()
 
 
-class ProcessTrainer:
+class ProcessTrainer(StageRequests):
     """A `Trainer`. Make it with `open_trainer`."""
 
     def __init__(self, settings: dict[str, Any], on_progress: Callable[[Progress], None] | None) -> None:
+        super().__init__()
         self._settings = settings
         self._on_progress = on_progress
         self._worker: _Worker | None = None
         self._turn = trio.Lock()  # fair: first come, first served
         self._scoring = trio.Lock()
         self._sessions = itertools.count(1)
+        self._bases = Bases()
         self._closed = False
 
     @property
@@ -103,37 +106,44 @@ class ProcessTrainer:
         """Start the worker and let it import torch, which takes seconds, before anybody waits for it."""
         await self._ask("warm")
 
-    async def init_model(self, model: ModelConfig, seed: int) -> bytes:
-        return (await self._ask("init", model=asdict(model), seed=seed)).payloads[0]
+    async def init_model(self, model: ModelConfig, seed: int, rule: AggregationConfig = PLAIN) -> bytes:
+        answer = await self._ask("init", model=asdict(model), seed=seed, rule=asdict(rule))
+        return answer.payloads[0]
 
     async def train(self, assignment: Assignment) -> ModelUpdate:
         answer = await self._ask(
             "train",
             assignment.parent,
+            *(() if assignment.local is None else (assignment.local,)),
             job=assignment.job,
             round=assignment.round,
             node_seed=assignment.node_seed,
             model=asdict(assignment.model),
             training=asdict(assignment.training),
             data=asdict(assignment.data),
+            rule=asdict(assignment.rule),
+            time_budget_s=assignment.time_budget_s,
         )
         head = answer.header
-        return ModelUpdate(answer.payloads[0], head["samples"], head["loss"], head["train_s"])
+        delta, *local = answer.payloads
+        return ModelUpdate(delta, head["samples"], head["loss"], head["train_s"], local[0] if local else None)
 
     async def aggregate(
         self,
         model: ModelConfig,
         parent: bytes,
-        updates: Sequence[tuple[bytes, int]],
+        updates: Sequence[WeightedUpdate],
         *,
         max_update_bytes: int,
+        rule: AggregationConfig = PLAIN,
     ) -> Aggregate:
         answer = await self._ask(
             "aggregate",
             parent,
-            *(update for update, _ in updates),
+            *(update.data for update in updates),
             model=asdict(model),
-            samples=[samples for _, samples in updates],
+            rule=asdict(rule),
+            **_claims(updates),
             max_update_bytes=max_update_bytes,
         )
         verdicts = tuple(Verdict(not why, why) for why in answer.header["reasons"])
@@ -143,11 +153,12 @@ class ProcessTrainer:
         self,
         model: ModelConfig,
         parent: bytes,
-        updates: Sequence[tuple[bytes, int]],
+        updates: Sequence[WeightedUpdate],
         validation: bytes,
         *,
         method: str,
         max_update_bytes: int,
+        rule: AggregationConfig = PLAIN,
     ) -> tuple[int, ...]:
         if method not in shapley.METHODS:
             raise UsageError(f"no scoring method {method!r:.40}", why=f"one of {', '.join(shapley.METHODS)}")
@@ -158,10 +169,11 @@ class ProcessTrainer:
                 "score_open",
                 parent,
                 validation,
-                *(update for update, _ in updates),
+                *(update.data for update in updates),
                 session=number,
                 model=asdict(model),
-                samples=[samples for _, samples in updates],
+                rule=asdict(rule),
+                **_claims(updates),
                 max_update_bytes=max_update_bytes,
             )
             return number, answer
@@ -183,6 +195,51 @@ class ProcessTrainer:
 
     async def evaluate(self, model: ModelConfig, parameters: bytes, data: bytes) -> Evaluation:
         return Evaluation(**(await self._ask("evaluate", parameters, data, model=asdict(model))).header)
+
+    async def loss(
+        self, model: ModelConfig, parameters: bytes, data: bytes, rule: AggregationConfig = PLAIN
+    ) -> float:
+        answer = await self._ask("loss", parameters, data, model=asdict(model), rule=asdict(rule))
+        return float(answer.header["loss"])
+
+    async def check(self, model: ModelConfig) -> None:
+        await self._ask("check", model=asdict(model))
+
+    def has_base(self, cid: str) -> bool:
+        return cid in self._bases
+
+    async def keep_base(self, cid: str, data: bytes) -> None:
+        if self._closed:
+            raise WorkerDied("the trainer is closed")
+        await trio.to_thread.run_sync(self._bases.keep, cid, data)
+
+    async def export(self, model: ModelConfig, parameters: bytes, rule: AggregationConfig = PLAIN) -> bytes:
+        answer = await self._ask("export", parameters, model=asdict(model), rule=asdict(rule))
+        return answer.payloads[0]
+
+    async def personalize(
+        self,
+        model: ModelConfig,
+        parameters: bytes,
+        data: bytes,
+        *,
+        steps: int,
+        lr: float,
+        patterns: Sequence[str],
+        seed: int,
+    ) -> Personalized:
+        answer = await self._ask(
+            "personalize",
+            parameters,
+            data,
+            model=asdict(transfer.plain(model)),
+            steps=steps,
+            lr=lr,
+            patterns=list(patterns),
+            seed=seed,
+        )
+        before, after = (Evaluation(**answer.header[when]) for when in ("before", "after"))
+        return Personalized(answer.payloads[0], before, after)
 
     async def validation_rows(self, app: str) -> bytes:
         return (await self._ask("rows", app=app, which="validation")).payloads[0]
@@ -207,9 +264,12 @@ class ProcessTrainer:
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.kill()
+        self._bases.close()
 
     async def _ask(self, op: str, *payloads: bytes, **fields: Any) -> Frame:
         """One request and its answer. Raises what the worker raised, or WorkerDied."""
+        if fields.get("model", {}).get("base") is not None:
+            fields["base_path"] = str(self._bases.path(fields["model"]["base"]))
         async with self._turn:
             if self._worker is None or not self._worker.alive:
                 dead, self._worker = self._worker, None
@@ -358,6 +418,14 @@ class _Worker:
             case _:
                 why = f"exit code {code}" + (f", {self._last_words}" if self._last_words else "")
         return WorkerDied(f"the trainer's worker died during `{op}`", why=why, help_command="dfl-node doctor")
+
+
+def _claims(updates: Sequence[WeightedUpdate]) -> dict[str, list[int]]:
+    """What updates weigh, for a request's header."""
+    return {
+        "samples": [update.samples for update in updates],
+        "staleness": [update.staleness for update in updates],
+    }
 
 
 def _error(described: dict[str, Any]) -> DflError:

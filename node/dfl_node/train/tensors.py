@@ -23,7 +23,7 @@ def decode(data: bytes, schema: Schema, *, max_bytes: int, max_abs: float | None
     start = 0
     for spec in schema.tensors:
         tensor = np.frombuffer(payload[start : start + spec.size], _DTYPES[spec.dtype]).reshape(spec.shape)
-        _check_numbers(spec.name, tensor, max_abs)
+        check_numbers(spec.name, tensor, max_abs)
         state[spec.name] = tensor
         start += spec.size
     return state
@@ -31,17 +31,18 @@ def decode(data: bytes, schema: Schema, *, max_bytes: int, max_abs: float | None
 
 def encode(state: Mapping[str, Array], schema: Schema) -> bytes:
     """The one byte form of a state. Raises UpdateRefused for NaN and Inf: such a state must not travel."""
-    parts = [header(schema)]
+    parts: list[bytes | memoryview] = [header(schema)]
     for spec in schema.tensors:
         tensor = np.asarray(state[spec.name], _DTYPES[spec.dtype], order="C")
         if tensor.shape != spec.shape:
             raise refusal(f"tensor {spec.name!r} has shape {list(tensor.shape)}, not {list(spec.shape)}")
-        _check_numbers(spec.name, tensor, None)
-        parts.append(tensor.tobytes())
+        check_numbers(spec.name, tensor)
+        parts.append(tensor.reshape(-1).view(np.uint8).data)  # no copy: the whole may be large
     return b"".join(parts)
 
 
-def _check_numbers(name: str, tensor: Array, max_abs: float | None) -> None:
+def check_numbers(name: str, tensor: Array, max_abs: float | None = None) -> None:
+    """Raises UpdateRefused for NaN, Inf, and what is beyond a bound."""
     if not tensor.size:
         return
     low, high = tensor.min(), tensor.max()  # NaN if any element is

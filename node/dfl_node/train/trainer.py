@@ -7,16 +7,35 @@ not the node; `MemoryTrainer` is its twin. Nothing in this module imports torch 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from dfl_node.train.stage import StageTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on the layers whose names match."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]  # fnmatch patterns of layer names
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A model of the registry (`dfl_node.train.models`) by name and arguments."""
+    """A model of the registry (`dfl_node.train.models`) by name and arguments, and which part of it travels.
+
+    Patterns are fnmatch patterns of parameter names; `transfer.parts` tells what becomes of each parameter.
+    """
 
     name: str  # "cnn", "mlp" ...
     args: dict[str, Any]  # plain JSON values
+    base: str | None = None  # CID of the full model file that gives what does not travel
+    seed: int = 1  # of the initial values that no base gives
+    freeze: tuple[str, ...] = ()  # stays as it is, everywhere
+    personal: tuple[str, ...] = ()  # trained, and never leaves a node
+    lora: LoraConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +60,29 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AggregationConfig:
+    """A round's rule: how its updates become one step (`aggregators`), what the step does (`strategies`)."""
+
+    strategy: str = "fedavg"
+    strategy_args: dict[str, Any] = field(default_factory=dict)  # plain numbers
+    aggregator: str = "mean"
+    aggregator_args: dict[str, Any] = field(default_factory=dict)  # plain numbers
+
+
+PLAIN = AggregationConfig()  # FedAvg: the weighted mean, and nothing else
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedUpdate:
+    """An update as it came, and what it weighs: samples / sqrt(1 + staleness) (FedBuff, Nguyen et al. 2022,
+    arXiv:2106.06639)."""
+
+    data: bytes  # safetensors
+    samples: int  # as its node declared them
+    staleness: int = 0  # models published between its parent and the round's
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """Train `parent` for a round on our data."""
 
@@ -51,6 +93,9 @@ class Assignment:
     training: TrainingConfig
     data: DataConfig
     node_seed: int  # differs per node, so that two nodes with the same data do not do the same work
+    rule: AggregationConfig = PLAIN
+    time_budget_s: float | None = None  # the loop ends before the step that would pass it; one is always done
+    local: bytes | None = None  # this node's own state from its last update, None at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +106,7 @@ class ModelUpdate:
     samples: int  # training samples processed: steps done * batch size
     loss: float  # mean training loss over the last tenth of the steps
     train_s: float  # seconds in the training loop alone
+    local: bytes | None = None  # safetensors for this node's next `Assignment`; never sent to anybody
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +130,24 @@ class Evaluation:
     samples: int
 
 
-class Trainer(Protocol):
+@dataclass(frozen=True, slots=True)
+class Personalized:
+    """A model fitted to local rows, and what it was worth before and after on rows kept out of the fit."""
+
+    parameters: bytes  # safetensors: the full model
+    before: Evaluation
+    after: Evaluation
+
+
+class Trainer(StageTrainer, Protocol):
     """Raises UpdateRefused for hostile files, DflError for a dead worker.
 
     Passes tests/conformance/trainer.py.
     """
 
-    async def init_model(self, model: ModelConfig, seed: int) -> bytes:
-        """Fresh parameters, the same bytes for the same arguments."""
+    async def init_model(self, model: ModelConfig, seed: int, rule: AggregationConfig = PLAIN) -> bytes:
+        """The first model file: fresh parameters and what the rule's strategy keeps beside them, the same
+        bytes for the same arguments."""
         ...
 
     async def train(self, assignment: Assignment) -> ModelUpdate: ...
@@ -100,15 +156,18 @@ class Trainer(Protocol):
         self,
         model: ModelConfig,
         parent: bytes,
-        updates: Sequence[tuple[bytes, int]],
+        updates: Sequence[WeightedUpdate],
         *,
         max_update_bytes: int,
+        rule: AggregationConfig = PLAIN,
     ) -> Aggregate:
-        """FedAvg (McMahan et al. 2017, arXiv:1602.05629): parent - sum(n_k * delta_k) / sum(n_k).
+        """The model file that follows `parent`: the rule's aggregator makes one step of the updates, its
+        strategy applies it. By default FedAvg (McMahan et al. 2017, arXiv:1602.05629), parent -
+        sum(w_k * delta_k) / sum(w_k).
 
-        `updates` are (safetensors, samples) in the order fixed by the caller; the arithmetic runs in that
-        order in float64, so that every node derives the same bytes. A refused update has weight zero; with
-        none accepted the parent comes back unchanged.
+        The arithmetic runs in the order of the updates, fixed by the caller, in float64, so that every node
+        derives the same bytes. A refused update counts for nothing; with none accepted the parent comes back
+        unchanged.
         """
         ...
 
@@ -116,21 +175,65 @@ class Trainer(Protocol):
         self,
         model: ModelConfig,
         parent: bytes,
-        updates: Sequence[tuple[bytes, int]],
+        updates: Sequence[WeightedUpdate],
         validation: bytes,
         *,
         method: str,
         max_update_bytes: int,
+        rule: AggregationConfig = PLAIN,
     ) -> tuple[int, ...]:
         """Each update's worth in 1e-9 of validation loss, 0 for a refused one.
 
+        A coalition's model is parent minus its weighted mean step, whatever the rule: a server's optimizer
+        mixes earlier rounds into a step, and a robust aggregator gives none for a coalition below its f.
         `method` is "shapley" (exact, up to 8 updates) or "leave-one-out". `validation` is an NPZ file with
         X and y as the application wrote it (no pickle).
         """
         ...
 
     async def evaluate(self, model: ModelConfig, parameters: bytes, data: bytes) -> Evaluation:
-        """Accuracy and loss on an NPZ file with X and y."""
+        """Accuracy and loss of a shared state on an NPZ file with X and y."""
+        ...
+
+    async def loss(
+        self, model: ModelConfig, parameters: bytes, data: bytes, rule: AggregationConfig = PLAIN
+    ) -> float:
+        """The loss of a model file, with the server state of the rule's strategy in it, on an NPZ file with X
+        and y. Personal tensors are fitted to its even rows, and the loss is that of the odd ones."""
+        ...
+
+    async def check(self, model: ModelConfig) -> None:
+        """Raises SpecInvalid, with the field's name, for a model that cannot be trained: patterns that match
+        nothing, nothing left to train or to share, a base of another architecture."""
+        ...
+
+    def has_base(self, cid: str) -> bool:
+        """Whether `keep_base` was given this file."""
+        ...
+
+    async def keep_base(self, cid: str, data: bytes) -> None:
+        """The base that models name by this CID. Kept until the trainer is closed."""
+        ...
+
+    async def export(self, model: ModelConfig, parameters: bytes, rule: AggregationConfig = PLAIN) -> bytes:
+        """A full, plain model file of a model file as it travels: what the base gives is put in, adapters are
+        merged, a strategy's server state is left out. Personal tensors are as they were at first: theirs are
+        the nodes'."""
+        ...
+
+    async def personalize(
+        self,
+        model: ModelConfig,
+        parameters: bytes,
+        data: bytes,
+        *,
+        steps: int,
+        lr: float,
+        patterns: Sequence[str],
+        seed: int,
+    ) -> Personalized:
+        """Fit a full model file, as `export` gives it, to an NPZ file with X and y: only the parameters whose
+        names match one of the fnmatch patterns. A fifth of the rows is kept out of it, to measure with."""
         ...
 
     async def validation_rows(self, app: str) -> bytes:

@@ -18,7 +18,7 @@ from dfl_ledger.errors import UsageError, VerificationFailed
 from dfl_node.train.application import Application, load_application
 from dfl_node.train.process import open_trainer
 from dfl_node.train.rows import Rows, write_npz
-from dfl_node.train.trainer import Assignment, DataConfig, ModelConfig, TrainingConfig
+from dfl_node.train.trainer import Assignment, DataConfig, ModelConfig, TrainingConfig, WeightedUpdate
 
 # The values of examples/digits.toml, with half the rounds.
 TRAINING = TrainingConfig(
@@ -129,7 +129,7 @@ def test_three_nodes_learn_digits() -> None:
                         data = DataConfig("digits", None, cut, None)
                         work = Assignment(1, round_, parameters, model, TRAINING, data, node)
                         update = await trainer.train(work)
-                        updates.append((update.delta, update.samples))
+                        updates.append(WeightedUpdate(update.delta, update.samples))
                     result = await trainer.aggregate(
                         model, parameters, updates, max_update_bytes=TRAINING.max_update_bytes
                     )

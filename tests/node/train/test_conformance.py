@@ -10,11 +10,13 @@ from dfl_node.train.memory import MemoryTrainer
 from dfl_node.train.process import open_trainer
 from dfl_node.train.trainer import Trainer
 from tests.conformance import trainer as suite
+from tests.conformance import trainer_rules
 
 WITHIN_S = 60.0
+CHECKS = (*trainer_rules.CHECKS, *suite.CHECKS)  # the last one closes the trainer
 
 
-@pytest.mark.parametrize("check", suite.CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_memory(check: suite.Check) -> None:
     async def main() -> None:
         with trio.fail_after(WITHIN_S):
@@ -30,7 +32,7 @@ def test_process() -> None:
         with trio.fail_after(WITHIN_S):
             async with open_trainer() as trainer:
                 world = await suite.World.of(trainer)
-                for check in suite.CHECKS:
+                for check in CHECKS:
                     try:
                         await check(world)
                     except BaseException as failed:

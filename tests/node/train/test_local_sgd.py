@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, count, islice
 
 import numpy as np
 import pytest
@@ -112,3 +113,64 @@ def test_evaluation_is_independent_of_its_batches(monkeypatch: pytest.MonkeyPatc
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
     logits = model(data.x.float() / 255)
     assert whole.loss == pytest.approx(functional.cross_entropy(logits, data.y).item(), rel=1e-5)
+
+
+# -- time budget ------------------------------------------------------------------------------------------
+def paced(step_s: float, first_s: float | None = None) -> tuple[Callable[[], float], list[None]]:
+    """A clock by which every step takes `step_s`, the first one `first_s`: it is read once a step."""
+    first_s = step_s if first_s is None else first_s
+    readings = chain([0.0, first_s], (first_s + k * step_s for k in count(1)))
+    read: list[None] = []
+
+    def clock() -> float:
+        read.append(None)
+        return next(readings)
+
+    return clock, read
+
+
+@pytest.mark.parametrize(
+    ("step_s", "first_s", "budget_s", "done"),
+    [
+        (0.01, 0.01, None, 25),  # no budget
+        (0.01, 0.01, 10.0, 25),  # more than enough
+        (1.0, 1.0, 10.5, 10),  # the 11th would end at 11
+        (10.0, 10.0, 10.5, 1),  # ten times slower, ten times less
+        (60.0, 60.0, 10.5, 1),  # one step is always done
+        (1.0, 1.0, 0.0, 1),
+        (10.0, 10.0, 15.0, 1),  # a slow device must not take a second step on trust
+        (0.25, 0.5, 3.5, 13),  # the first step's warm-up is no measure of the others
+    ],
+)
+def test_a_time_budget(step_s: float, first_s: float, budget_s: float | None, done: int) -> None:
+    clock, _ = paced(step_s, first_s)
+    data, model = inputs(50), fresh()
+    result = local_sgd.train(
+        model, data, CONFIG, steps=25, seed=SEED, progress=silent, budget_s=budget_s, clock=clock
+    )
+    assert result.steps == done
+    assert result.samples == result.steps * CONFIG.batch_size
+    same = fresh()
+    local_sgd.train(same, data, CONFIG, steps=result.steps, seed=SEED, progress=silent)
+    for one, other in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_slow_node_does_less_and_is_not_late() -> None:
+    for step_s in (0.1, 0.7, 1.3):
+        clock, read = paced(step_s)
+        result = local_sgd.train(
+            fresh(), inputs(50), CONFIG, steps=25, seed=SEED, progress=silent, budget_s=6.0, clock=clock
+        )
+        assert result.steps == min(25, int(6.0 / step_s))
+        assert len(read) == result.steps + 2  # at the beginning, after each step, at the end
+
+
+def test_frozen_parameters_stay() -> None:
+    model, before = fresh(), fresh()
+    frozen, *rest = model.parameters()
+    frozen.requires_grad_(False)
+    local_sgd.train(model, inputs(50), CONFIG, steps=3, seed=SEED, progress=silent)
+    untouched, *others = before.parameters()
+    assert torch.equal(frozen, untouched)
+    assert not any(torch.equal(one, other) for one, other in zip(rest, others, strict=True))

@@ -55,4 +55,5 @@ def test_impossible_models_are_refused_by_field(name: str, args: dict[str, Any],
 
 
 def test_defaults_are_filled_in() -> None:
-    assert models.check(ModelConfig("cnn", {"hidden": 7})) == {"width": 12, "hidden": 7}
+    everything = {"width": 12, "hidden": 7, "side": 28, "channels": 1, "classes": 10}
+    assert models.check(ModelConfig("cnn", {"hidden": 7})) == everything

@@ -20,7 +20,7 @@ from dfl_ledger.errors import DflError, UsageError
 from dfl_node.train import process
 from dfl_node.train.frames import Frame
 from dfl_node.train.process import ProcessTrainer, Progress, WorkerDied, open_trainer
-from dfl_node.train.trainer import Assignment, DataConfig, ModelConfig
+from dfl_node.train.trainer import Assignment, DataConfig, ModelConfig, WeightedUpdate
 from tests.conformance.trainer import DATA, LIMIT, MODEL, TRAINING, assignment
 
 WITHIN_S = 60.0
@@ -154,7 +154,7 @@ def test_two_workers_do_the_same_work_bit_for_bit() -> None:
             deltas = []
             for node in (1, 2):
                 todo = Assignment(1, 1, parent, CNN, config, DATA, node)
-                deltas.append(((await trainer.train(todo)).delta, 64))
+                deltas.append(WeightedUpdate((await trainer.train(todo)).delta, 64))
             rows = await trainer.validation_rows("digits")
             result = await trainer.aggregate(CNN, parent, deltas, max_update_bytes=LIMIT)
             scores = await trainer.score(CNN, parent, deltas, rows, method="shapley", max_update_bytes=LIMIT)
@@ -176,7 +176,7 @@ def test_training_need_not_wait_for_scoring() -> None:
             parent = await trainer.init_model(MODEL, 1)
             update = await trainer.train(assignment(parent))
             rows = await trainer.validation_rows("digits")
-            updates = [(update.delta, n) for n in range(1, 9)]
+            updates = [WeightedUpdate(update.delta, n) for n in range(1, 9)]
 
             async def score() -> tuple[int, ...]:
                 found = await trainer.score(
@@ -283,7 +283,7 @@ def test_digits_fit_in_300_mib() -> None:
             work = Assignment(1, 1, parent, CNN, config, DataConfig("digits", None, (1, 4, 12), None), 1)
             update = (await trainer.train(work)).delta
             rows = await trainer.validation_rows("digits")
-            updates = [(update, 1), (update, 2), (update, 3)]
+            updates = [WeightedUpdate(update, n) for n in (1, 2, 3)]
             await trainer.score(CNN, parent, updates, rows, method="shapley", max_update_bytes=LIMIT)
             assert trainer.pid is not None
             assert memory_mib(trainer.pid, "VmHWM") < 300
