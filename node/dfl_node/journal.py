@@ -14,20 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dfl_ledger.errors import StoreUnavailable
-from dfl_ledger.records import Cid, JobId
-from dfl_node.round import Work
+from dfl_ledger.records import Cid, JobId, Kind
+from dfl_node.rounds.vocabulary import Work
 from dfl_node.train.trainer import Verdict
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS work (
     job INTEGER NOT NULL, round INTEGER NOT NULL, parent TEXT NOT NULL, cid TEXT NOT NULL,
     samples INTEGER NOT NULL, salt BLOB NOT NULL, loss REAL NOT NULL, train_s REAL NOT NULL,
+    kind INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, round, parent)
+) STRICT;
+CREATE TABLE IF NOT EXISTS promises ( -- asynchronous: which piece goes into a round
+    job INTEGER NOT NULL, round INTEGER NOT NULL, parent TEXT NOT NULL, cid TEXT NOT NULL,
+    samples INTEGER NOT NULL, salt BLOB NOT NULL, kind INTEGER NOT NULL,
+    PRIMARY KEY (job, round)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS aggregates (
     job INTEGER NOT NULL, round INTEGER NOT NULL, model TEXT NOT NULL,
     refusals TEXT NOT NULL, -- JSON: why each update was refused, in the order of reveal; null = accepted
     PRIMARY KEY (job, round, model)
+) STRICT;
+CREATE TABLE IF NOT EXISTS local_states (
+    job INTEGER PRIMARY KEY, state BLOB NOT NULL -- safetensors; never leaves this node
 ) STRICT;
 CREATE TABLE IF NOT EXISTS round_stats (
     job INTEGER NOT NULL, round INTEGER NOT NULL, opened_at REAL NOT NULL, closed_at REAL,
@@ -59,6 +68,8 @@ class Journal:
         path.touch(mode=0o600, exist_ok=True)
         with self._transaction() as db:
             db.executescript(_SCHEMA)
+            if "kind" not in {row[1] for row in db.execute("PRAGMA table_info(work)")}:  # of version 0.1.0
+                db.execute("ALTER TABLE work ADD COLUMN kind INTEGER NOT NULL DEFAULT 0")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -78,8 +89,11 @@ class Journal:
         """
         with self._transaction() as db:
             db.execute(
-                "INSERT OR IGNORE INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (job, work.round, str(work.parent), str(work.cid), work.samples, work.salt, loss, train_s),
+                "INSERT OR IGNORE INTO work VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(job, work.round, str(work.parent), str(work.cid), work.samples),
+                    *(work.salt, loss, train_s, int(work.kind)),
+                ),
             )
             row = db.execute(
                 f"{_SELECT_WORK} WHERE job = ? AND round = ? AND parent = ?",
@@ -94,6 +108,38 @@ class Journal:
                 f"{_SELECT_WORK} WHERE job = ? ORDER BY round DESC, rowid DESC", (job,)
             ).fetchone()
         return None if row is None else _work(row)
+
+    def promise(self, job: JobId, work: Work) -> Work:
+        """Keep which piece goes into `work.round`; a round's first promise stands, and is what comes back.
+
+        It may be in a commitment already.
+        """
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO promises VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(job, work.round, str(work.parent), str(work.cid), work.samples),
+                    *(work.salt, int(work.kind)),
+                ),
+            )
+            row = db.execute(f"{_SELECT_PROMISE} WHERE job = ? AND round = ?", (job, work.round)).fetchone()
+        return _work(row)
+
+    def promised(self, job: JobId) -> Work | None:
+        """What goes, or went, into the newest round for which something was promised."""
+        with self._transaction() as db:
+            row = db.execute(f"{_SELECT_PROMISE} WHERE job = ? ORDER BY round DESC", (job,)).fetchone()
+        return None if row is None else _work(row)
+
+    def local_state(self, job: JobId) -> bytes | None:
+        """What this node keeps for itself in a job, as it was left last."""
+        with self._transaction() as db:
+            row = db.execute("SELECT state FROM local_states WHERE job = ?", (job,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def keep_local_state(self, job: JobId, state: bytes) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO local_states VALUES (?, ?)", (job, state))
 
     def aggregated(self, job: JobId, round_: int, model: Cid, verdicts: Sequence[Verdict]) -> None:
         """Keep which updates a model was made of: one that arrives later must not change the judgement."""
@@ -139,9 +185,10 @@ class Journal:
         return tuple(RoundStats(*row) for row in rows)
 
 
-_SELECT_WORK = "SELECT round, parent, cid, samples, salt FROM work"
+_SELECT_WORK = "SELECT round, parent, cid, samples, salt, kind FROM work"
+_SELECT_PROMISE = "SELECT round, parent, cid, samples, salt, kind FROM promises"
 
 
-def _work(row: tuple[int, str, str, int, bytes]) -> Work:
-    round_, parent, cid, samples, salt = row
-    return Work(round_, Cid.parse(parent), Cid.parse(cid), samples, salt)
+def _work(row: tuple[int, str, str, int, bytes, int]) -> Work:
+    round_, parent, cid, samples, salt, kind = row
+    return Work(round_, Cid.parse(parent), Cid.parse(cid), samples, salt, Kind(kind))

@@ -34,6 +34,15 @@ READY_S = 60.0
 STOP_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node runs: on this host's loopback, or in a network namespace of its own."""
+
+    address: str = "127.0.0.1"  # it listens there
+    prefix: tuple[str, ...] = ()  # before its command, such as `ip netns exec NAME`
+    rpc_url: str | None = None  # how it reaches the chain; None: as we do
+
+
 @dataclass(slots=True)
 class LocalNode:
     """One `dfl-node start` process and what belongs to it."""
@@ -43,6 +52,7 @@ class LocalNode:
     address: Address
     options: tuple[str, ...]
     knows_another: bool = True  # is told the address of one running node
+    place: Place = Place()
     process: subprocess.Popen[bytes] | None = None
     killed: bool = False
     info: dict[str, Any] = field(default_factory=dict)  # `status --json` once ready
@@ -93,14 +103,20 @@ class LocalNet:
         self._stack.close()
 
     # -- nodes ----------------------------------------------------------------------------------------
-    def add_node(self, *options: str, roles: str = "train,request", knows_another: bool = True) -> LocalNode:
+    def add_node(
+        self,
+        *options: str,
+        roles: str = "train,request",
+        knows_another: bool = True,
+        place: Place = Place(),
+    ) -> LocalNode:
         """Make a wallet, fund it, and start a node with it. Does not wait until it is ready."""
         number = len(self.nodes) + 1
         home = self.root / f"node-{number}"
         home.mkdir(mode=0o700)
         made = self.cli("wallet", "new", str(home / "key.json"), "--light", *self._password())
         all_options = ("--roles", roles, *options)
-        node = LocalNode(number, home, Address(made["address"]), all_options, knows_another)
+        node = LocalNode(number, home, Address(made["address"]), all_options, knows_another, place)
         fund(self.chain, node.address, native_wei=10 * WEI, vnx_wei=GIFT_VNX * WEI)
         self.nodes.append(node)
         self.start_node(node)
@@ -111,15 +127,16 @@ class LocalNet:
         boot = [a for n in self.nodes if n is not node for a in n.info.get("multiaddrs", [])[:1]][:1]
         arguments = [
             *("start", "--wallet", str(node.wallet), *self._password(), "--datadir", str(node.datadir)),
-            *("--rpc-url", self.chain.rpc_url, "--deployment", str(self.chain.deployment_path)),
-            *("--listen", "/ip4/127.0.0.1/tcp/0", "--no-mdns", "--stake", str(STAKE_VNX)),
+            *("--rpc-url", node.place.rpc_url or self.chain.rpc_url),
+            *("--deployment", str(self.chain.deployment_path)),
+            *("--listen", f"/ip4/{node.place.address}/tcp/0", "--no-mdns", "--stake", str(STAKE_VNX)),
             *("--log-format", "json"),
             *(("--bootnodes", boot[0]) if boot and node.knows_another else ()),
             *node.options,
         ]
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
-                tied_to_us(_dfl_node(arguments)),
+                tied_to_us([*node.place.prefix, *_dfl_node(arguments)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -180,6 +197,7 @@ class LocalNet:
         timeout_s: float,
         node: LocalNode | None = None,
         on_change: Callable[[dict[str, Any]], None] = lambda _: None,
+        on_look: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Poll a node's ledger until `until(job)`. Raises TimedOut, or DflError if the node died."""
         deadline = time.monotonic() + timeout_s
@@ -191,6 +209,8 @@ class LocalNet:
                 on_change(now)
                 if until(now):
                     return now
+            if now is not None:
+                on_look(now)
             self._alive(node or self.nodes[0])
             self._patience(deadline, f"job {job}")
 

@@ -22,9 +22,10 @@ from dfl_ledger.errors import (
 )
 from dfl_ledger.records import Event, JobId, JobState
 from dfl_node import jobspec
+from dfl_node.bases import keep_base
 from dfl_node.config import NodeConfig, Role
-from dfl_node.modes.data_parallel import DataParallelJob
 from dfl_node.modes.evidence_keeper import EvidenceKeeper
+from dfl_node.modes.job import JobPart
 from dfl_node.net.channel import FoundBy
 from dfl_node.net.libp2p_channel import Libp2pChannel
 from dfl_node.parts import Parts
@@ -47,7 +48,7 @@ class Node:
         self,
         config: NodeConfig,
         parts: Parts,
-        jobs: dict[JobId, DataParallelJob],
+        jobs: dict[JobId, JobPart],
         trainer: ProcessTrainer,
         ledger: ChainLedger,
         channel: Libp2pChannel,
@@ -155,7 +156,7 @@ class Node:
             for failure in failures.exceptions:
                 log.error("job given up", job=job, why=str(failure))
 
-    async def _enter(self, job: JobId) -> DataParallelJob | None:
+    async def _enter(self, job: JobId) -> JobPart | None:
         """Our part in the job, None if it has ended or its spec is not what the chain says."""
         while True:
             try:
@@ -169,6 +170,7 @@ class Node:
                 if spec.terms(state.terms.spec, state.terms.model) != state.terms:
                     raise SpecInvalid("round", "the terms on chain are not those of the spec")
                 may_join = await trio.to_thread.run_sync(self._has_stake_for, state)
+                await keep_base(self.parts, spec)
                 break
             except (SpecInvalid, UpdateRefused) as bad:  # UpdateRefused: larger than a spec may be
                 log.warning("job refused", job=job, why=str(bad))
@@ -176,9 +178,7 @@ class Node:
             except DflError as failure:
                 log.warning("job spec not here yet", job=job, why=str(failure), retry_in_s=SPEC_RETRY_S)
                 await trio.sleep(SPEC_RETRY_S)
-        part = DataParallelJob(
-            job, spec, self.parts, bytes_sent=self.bytes_sent, clock=time.time, may_join=may_join
-        )
+        part = JobPart(job, spec, self.parts, bytes_sent=self.bytes_sent, clock=time.time, may_join=may_join)
         log.info("job found", job=job, name=spec.name, app=spec.app, trains=part.state.trains)
         return part
 

@@ -10,6 +10,7 @@ from dfl_ledger.ledger import Ledger
 from dfl_ledger.query import LedgerRows
 from dfl_node.holders import Holders
 from dfl_node.journal import Journal
+from dfl_node.modes.pipeline.lines import Lines
 from dfl_node.net.channel import Channel
 from dfl_node.store.blob_store import BlobStore
 from dfl_node.train.trainer import DataConfig, Trainer
@@ -27,3 +28,5 @@ class Parts:
     journal: Journal
     data: Mapping[str, DataConfig]  # application -> the rows this node holds
     trains: bool  # the role `train`
+    lines: Lines  # of pipelined runs
+    trainer_memory_bytes: int  # that the trainer's process may take

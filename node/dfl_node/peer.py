@@ -31,7 +31,8 @@ from dfl_node.config import NodeConfig, Role
 from dfl_node.holders import Holders
 from dfl_node.identity import load_node_key
 from dfl_node.journal import Journal
-from dfl_node.modes.data_parallel import DataParallelJob
+from dfl_node.modes.job import JobPart
+from dfl_node.modes.pipeline.lines import Lines
 from dfl_node.net.binding import Binding, sign_binding
 from dfl_node.net.config import NetConfig
 from dfl_node.net.libp2p_channel import Libp2pChannel, open_channel
@@ -158,13 +159,14 @@ async def _open(
     stack.callback(index.close)
     rows = await in_thread(LedgerRows, path)
     stack.callback(rows.close)
-    jobs: dict[JobId, DataParallelJob] = {}
+    jobs: dict[JobId, JobPart] = {}
 
     async def limit_for(job: JobId, node: Address) -> int | None:
         """What members of our jobs may ask us to hold."""
         if job not in jobs or await in_thread(ledger.active_round, job, node) == 0:
             return None
-        return max(jobs[job].spec.training.max_update_bytes, MAX_EVIDENCE_BYTES)
+        part = jobs[job]
+        return max(part.spec.training.max_update_bytes, part.max_piece_bytes, MAX_EVIDENCE_BYTES)
 
     parts = Parts(
         ledger=ledger,
@@ -177,6 +179,8 @@ async def _open(
         journal=await in_thread(Journal, config.datadir / "journal.sqlite"),
         data=config.data,
         trains=Role.TRAIN in config.roles,
+        lines=Lines(channel),
+        trainer_memory_bytes=config.trainer_memory_bytes,
     )
     node = Node(config, parts, jobs, trainer, ledger, channel, binding.peer_key, http.url, deployment)
     return node, services, http, gateway

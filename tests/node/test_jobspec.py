@@ -17,13 +17,21 @@ from dfl_ledger.errors import DflError, SpecInvalid, UsageError
 from dfl_ledger.records import Cid, Mode
 from dfl_node import jobspec
 from dfl_node.jobspec import JobSpec
+from dfl_node.specfields import Table, vnx
 
 VALIDATION = str(Cid.of(b"rows", 0x70))
 SPEC: dict[str, Any] = {
     "name": "digits with 3 nodes",
     "app": "digits",
     "mode": "sync",
-    "model": {"name": "cnn", "args": {"channels": 8, "dropout": 0.5, "bias": True, "act": "relu"}},
+    "model": {
+        "name": "cnn",
+        "args": {"width": 8},
+        "base": VALIDATION,
+        "freeze": ["conv1.*"],
+        "personal": ["fc2.*"],
+        "lora": {"rank": 2, "alpha": 4.0, "targets": ["fc1"]},
+    },
     "training": {
         "rounds": 5,
         "local_steps": 20,
@@ -32,6 +40,10 @@ SPEC: dict[str, Any] = {
         "momentum": 0.9,
         "optimizer": "sgd",
         "strategy": "fedavg",
+        "strategy_args": {},
+        "aggregator": "trimmed-mean",
+        "aggregator_args": {"f": 1},
+        "time_budget_s": 5.5,
         "seed": 7,
         "max_update_bytes": 1 << 20,
     },
@@ -44,6 +56,7 @@ SPEC: dict[str, Any] = {
         "aggregate_s": 40,
         "settle_s": 600,
         "challenge_s": 10,
+        "sample": 0,
     },
     "reward": {
         "round_budget": "10.5",
@@ -70,9 +83,17 @@ REQUIRED = (
 OPTIONAL = (
     "mode",
     "model.args",
+    "model.base",
+    "model.freeze",
+    "model.personal",
+    "model.lora",
     "training.momentum",
     "training.optimizer",
     "training.strategy",
+    "training.strategy_args",
+    "training.aggregator",
+    "training.aggregator_args",
+    "training.time_budget_s",
     "training.seed",
     "training.max_update_bytes",
     "round.quorum",
@@ -82,6 +103,7 @@ OPTIONAL = (
     "round.aggregate_s",
     "round.settle_s",
     "round.challenge_s",
+    "round.sample",
     "reward.required_stake",
     "reward.valuation",
     "reward.validation",
@@ -120,10 +142,14 @@ NO_VNX = (
 BAD: dict[str, tuple[Any, ...]] = {
     "name": NO_NAME,
     "app": NO_NAME,
-    "mode": ("async", "SYNC", "", 0, None, []),
+    "mode": ("gossip", "SYNC", "", 0, None, []),
     "model": ("cnn", 3, []),
     "model.name": NO_NAME,
     "model.args": (3, "x", [], {str(n): n for n in range(33)}),
+    "model.base": ("", "Qm", 7, [], {}),
+    "model.freeze": ("conv*", 7, [""], [7], ["x" * 257], ["x"] * 33, {}),
+    "model.personal": ("conv*", 7, [""], [7], ["x" * 257], ["x"] * 33, {}),
+    "model.lora": (3, [], "x"),
     "training": ("fast", []),
     "training.rounds": (*NO_INT, 0, -1, 10_001, HUGE, TOO_LONG_TO_PRINT),
     "training.local_steps": (*NO_INT, 0, 100_001),
@@ -131,12 +157,17 @@ BAD: dict[str, tuple[Any, ...]] = {
     "training.lr": ("1", True, 0, 0.0, -0.1, 100.1, math.nan, math.inf, -math.inf, HUGE, TOO_LONG_TO_PRINT),
     "training.momentum": ("1", True, -0.1, 1.0, math.nan, HUGE),
     "training.optimizer": ("SGD", "", 1, ["sgd"], {"sgd": 1}),
-    "training.strategy": ("fedprox", "", 0),
+    "training.strategy": ("fedmagic", "", 0),
+    "training.strategy_args": (3, "x", [], {str(n): n for n in range(33)}),
+    "training.aggregator": ("mode", "", 0),
+    "training.aggregator_args": (3, "x", [], {str(n): n for n in range(33)}),
+    "training.time_budget_s": ("1", True, -0.1, math.nan, MAX_WINDOW_S + 1, HUGE),
     "training.seed": (*NO_INT, -1, 2**31),
     "training.max_update_bytes": (*NO_INT, 0, (1 << 30) + 1),
     "round": (3, []),
     "round.min_nodes": (*NO_INT, 0, 10_001),
     "round.quorum": (*NO_INT, 0, 4, 10_001),
+    "round.sample": (*NO_INT, -1, 1, 4, 10_001),
     "round.open_s": NO_WINDOW,
     "round.commit_s": NO_WINDOW,
     "round.reveal_s": NO_WINDOW,
@@ -167,7 +198,7 @@ def replaced(path: str, value: Any) -> dict[str, Any]:
 
 def read(values: dict[str, Any]) -> JobSpec:
     """As `parse` does once the TOML is read."""
-    return jobspec._read(jobspec._Table(values, ""), money=jobspec._vnx, money_suffix="")
+    return jobspec._read(Table(values, ""), money=vnx, money_suffix="")
 
 
 def to_toml(values: dict[str, Any], path: str = "") -> str:

@@ -15,7 +15,7 @@ import pytest
 from dfl_ledger.errors import StoreUnavailable
 from dfl_ledger.records import Cid, JobId
 from dfl_node.journal import Journal, RoundStats
-from dfl_node.round import Work
+from dfl_node.rounds.vocabulary import Work
 from dfl_node.train.trainer import Verdict
 
 JOB = JobId(7)
@@ -61,12 +61,28 @@ def test_the_same_round_from_another_parent_is_other_work(journal: Journal) -> N
     assert again(journal).work(JOB) == reorganised
 
 
+def test_the_first_promise_for_a_round_stands_for_it_may_be_in_a_commitment(journal: Journal) -> None:
+    assert journal.promised(JOB) is None
+    first, second = work(2), work(2, salt=b"\2" * 32, cid=MODEL)
+    assert journal.promise(JOB, first) == first
+    assert journal.promise(JOB, second) == first
+    assert again(journal).promised(JOB) == first
+
+
+def test_a_piece_can_be_promised_again_with_another_salt_to_a_later_round(journal: Journal) -> None:
+    journal.record(JOB, work(1), loss=0.5, train_s=1.0)
+    journal.promise(JOB, work(2))
+    later = journal.promise(JOB, work(5, salt=b"\2" * 32))
+    assert again(journal).promised(JOB) == later
+    assert again(journal).work(JOB) == work(1), "what was trained is not touched"
+
+
 WRITER = """
 import sys
 from pathlib import Path
 from dfl_ledger.records import Cid, JobId
 from dfl_node.journal import Journal
-from dfl_node.round import Work
+from dfl_node.rounds.vocabulary import Work
 
 journal = Journal(Path(sys.argv[1]))
 for round_ in range(1, 10_000):

@@ -6,76 +6,40 @@ arithmetic is fixed, so that any node that fetches the same files derives the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from functools import partial
 
 import structlog
 import trio
 
 from dfl_ledger import evidence
-from dfl_ledger.errors import (
-    BlobNotFound,
-    CidMismatch,
-    TimedOut,
-    UpdateRefused,
-    VerificationFailed,
-)
+from dfl_ledger.errors import TimedOut, VerificationFailed
 from dfl_ledger.evidence import Evidence, EvidenceEntry
-from dfl_ledger.query import ContributionRow
 from dfl_ledger.records import Address, Cid, JobId, JobState, Leaf
 from dfl_node.jobspec import JobSpec
+from dfl_node.modes import pieces
+from dfl_node.modes.mode import ModePart
+from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
-from dfl_node.round import Unsettled
-from dfl_node.train.trainer import ModelConfig, Verdict
+from dfl_node.rounds.vocabulary import Unsettled
+from dfl_node.train.trainer import Verdict
 
 log = structlog.get_logger(__name__)
 
-MAX_VALIDATION_BYTES = 64 * 1024 * 1024
-MAX_EXACT_SHAPLEY = 8  # contributors: 2^n models are evaluated
 FETCH_S = 20.0
 MAX_AGGREGATORS = 4  # slots of the aggregate window, as the contract cuts it
 ROWS_S, ROWS_LOOK_S = 10.0, 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Revealed:
-    """A round's updates in the order of their reveal."""
-
-    rows: tuple[ContributionRow, ...]
-    updates: tuple[bytes, ...]  # empty where `refused` says why
-    refused: tuple[str, ...]  # empty text where nothing speaks against the update so far
-    all_here: bool  # nothing failed to arrive; what is too large or claims too much counts as arrived
-
-    def weighted(self) -> list[tuple[bytes, int]]:
-        """Every update with its weight, refused ones included so that places stay the same."""
-        return [
-            (update, row.samples)
-            for row, update, why in zip(self.rows, self.updates, self.refused, strict=True)
-            if not why
-        ]
-
-    def spread(self, verdicts: tuple[Verdict, ...]) -> tuple[Verdict, ...]:
-        """The verdicts on `weighted()`, put back in the places of the whole round."""
-        inspected = iter(verdicts)
-        return tuple(Verdict(False, why) if why else next(inspected) for why in self.refused)
-
-    def accepted(self, verdicts: tuple[Verdict, ...]) -> Revealed:
-        """Refuses all but what the model was made of. Raises BlobNotFound if some of that is not here."""
-        for row, verdict, why in zip(self.rows, verdicts, self.refused, strict=True):
-            if verdict.accepted and why:
-                raise BlobNotFound(f"update {row.cid} of contribution {row.id}", why=why)
-        return replace(self, refused=tuple("" if v.accepted else v.why for v in verdicts))
-
-
 class Settler:
     """Aggregates and settles the rounds of one job."""
 
-    def __init__(self, job: JobId, spec: JobSpec, parts: Parts) -> None:
+    def __init__(self, job: JobId, spec: JobSpec, parts: Parts, mode: ModePart) -> None:
         self._job = job
         self._spec = spec
         self._parts = parts
-        self._model = ModelConfig(spec.model.name, spec.model.args)
+        self._mode = mode
         self._publications: dict[int, tuple[Address, int]] = {}
-        self._disputed: set[int] = set()  # rounds whose published model is not what its updates give
+        self._disputed: set[int] = set()  # rounds whose published model is not what its pieces give
 
     # -- what is due ----------------------------------------------------------------------------------
     def unsettled(self, job: JobState) -> tuple[Unsettled, ...]:
@@ -108,32 +72,23 @@ class Settler:
 
     # -- the model ------------------------------------------------------------------------------------
     async def aggregate(self, round_: int, parent: Cid, reveals: int) -> Cid:
-        """Make the round's model of all `reveals` updates and store it.
+        """Make the round's model of all `reveals` pieces and store it.
 
         Raises DflError when the parent cannot be had, TimedOut when the ledger's rows stay behind the chain.
         """
         await self._rows_complete(round_, reveals)
-        # One who takes the bytes of an update with it must not cost us our slot.
+        # One who takes the bytes of a piece with it must not cost us our slot.
         slot_s = self._spec.round.aggregate_s / MAX_AGGREGATORS
         revealed = await self._revealed(round_, min(FETCH_S, slot_s / 2))
-        return (await self._aggregate(round_, revealed, await self._parent(parent)))[0]
+        return (await self._combine(round_, revealed, parent))[0]
 
-    async def _aggregate(
-        self, round_: int, revealed: Revealed, parent: bytes
-    ) -> tuple[Cid, tuple[Verdict, ...]]:
-        result = await self._parts.trainer.aggregate(
-            self._model,
-            parent,
-            revealed.weighted(),
-            max_update_bytes=self._spec.training.max_update_bytes,
-        )
-        verdicts = revealed.spread(result.verdicts)
+    async def _combine(self, round_: int, revealed: Revealed, parent: Cid) -> tuple[Cid, tuple[Verdict, ...]]:
+        model, verdicts = await self._mode.combine(round_, parent, revealed)
         for row, verdict in zip(revealed.rows, verdicts, strict=True):
             if not verdict.accepted:
                 log.warning(
-                    "update refused", job=self._job, contribution=row.id, node=row.node, why=verdict.why
+                    "piece refused", job=self._job, contribution=row.id, node=row.node, why=verdict.why
                 )
-        model = await self._parts.store.put(result.model)
         # Whoever settles must judge as the aggregator did, even if it is killed in between.
         await trio.to_thread.run_sync(self._parts.journal.aggregated, self._job, round_, model, verdicts)
         return model, verdicts
@@ -145,48 +100,22 @@ class Settler:
             await trio.sleep(ROWS_LOOK_S)
         raise TimedOut(f"the ledger lacks updates of job {self._job} round {round_}", why="the index lags")
 
-    async def _parent(self, cid: Cid) -> bytes:
-        return await self._parts.store.get(cid, max_bytes=self._spec.training.max_update_bytes)
-
     async def _revealed(self, round_: int, patience_s: float = FETCH_S) -> Revealed:
-        """Fetch every revealed update at once; one that cannot be had or is too large is refused."""
-        rows = await trio.to_thread.run_sync(self._parts.rows.revealed, self._job, round_)
-        spec = self._spec.training
-        updates, refused = [b""] * len(rows), [""] * len(rows)
-        all_here = True
-
-        async def fetch(place: int, row: ContributionRow) -> None:
-            nonlocal all_here
-            if row.samples > spec.local_steps * spec.batch_size:
-                refused[place] = f"declares {row.samples} samples, more than the job's steps can process"
-                return
-            try:
-                updates[place] = await self._parts.store.get(
-                    Cid.parse(row.cid),
-                    max_bytes=spec.max_update_bytes,
-                    timeout_s=patience_s,
-                    providers=self._peer_ids(Address(row.node)),
-                )
-            except UpdateRefused as bad:
-                refused[place] = bad.why or bad.what
-            except BlobNotFound:
-                all_here, refused[place] = False, f"nobody delivered it within {patience_s:g} s"
-            except CidMismatch as bad:
-                all_here, refused[place] = False, bad.why or bad.what
-
-        async with trio.open_nursery() as nursery:
-            for place, row in enumerate(rows):
-                nursery.start_soon(fetch, place, row)
-        return Revealed(tuple(rows), tuple(updates), tuple(refused), all_here)
-
-    def _peer_ids(self, node: Address) -> tuple[str, ...]:
-        return tuple(p.peer_id for p in self._parts.channel.peers() if p.address == node)
+        in_thread = trio.to_thread.run_sync
+        rows = await in_thread(self._parts.rows.revealed, self._job, round_)
+        return await pieces.fetch(
+            self._parts,
+            rows,
+            objection=partial(self._mode.objection, round_),
+            max_bytes=self._mode.max_piece_bytes,
+            patience_s=patience_s,
+        )
 
     # -- the money ------------------------------------------------------------------------------------
     async def settle(self, round_: int) -> None:
         """Score the round, publish the evidence, and put the root of its leaves on chain.
 
-        Raises VerificationFailed when the published model is not what its updates give: such a round is not
+        Raises VerificationFailed when the published model is not what its pieces give: such a round is not
         ours to vouch for.
         """
         found = await self.evidence(round_)
@@ -210,20 +139,19 @@ class Settler:
         """Recompute everything a settlement of this round must say."""
         parent_cid, model_cid = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
         revealed = await self._revealed(round_)
-        parent = await self._parent(parent_cid)
         journal = self._parts.journal
         verdicts = await trio.to_thread.run_sync(journal.verdicts, self._job, round_, model_cid)
         if verdicts is None:
-            ours, verdicts = await self._aggregate(round_, revealed, parent)
+            ours, verdicts = await self._combine(round_, revealed, parent_cid)
             if ours != model_cid:
                 if revealed.all_here:  # nothing will change our mind
                     self._disputed.add(round_)
                 raise VerificationFailed(
-                    f"the model of job {self._job} round {round_} is not what its updates give",
+                    f"the model of job {self._job} round {round_} is not what its pieces give",
                     why=f"published {model_cid}, recomputed {ours}",
                 )
         revealed = revealed.accepted(verdicts)
-        scores, method = await self._scores(revealed, parent)
+        scores, method = await self._mode.worth(round_, parent_cid, revealed)
         entries = tuple(
             EvidenceEntry(
                 node=Address(row.node),
@@ -248,24 +176,6 @@ class Settler:
             entries=entries,
             leaves=evidence.split(budget_wei, entries, await self._previous_leaves(round_)),
         )
-
-    async def _scores(self, revealed: Revealed, parent: bytes) -> tuple[tuple[int, ...], str]:
-        """Each update's worth on the validation rows, and the method that gave it."""
-        validation = await self._parts.store.get(self._spec.validation, max_bytes=MAX_VALIDATION_BYTES)
-        weighted = revealed.weighted()
-        exact = self._spec.reward.valuation == "shapley" and len(weighted) <= MAX_EXACT_SHAPLEY
-        method = "shapley" if exact else "leave-one-out"
-        inspected = iter(
-            await self._parts.trainer.score(
-                self._model,
-                parent,
-                weighted,
-                validation,
-                method=method,
-                max_update_bytes=self._spec.training.max_update_bytes,
-            )
-        )
-        return tuple(0 if why else next(inspected) for why in revealed.refused), method
 
     async def _previous_leaves(self, round_: int) -> tuple[Leaf, ...]:
         """The leaves of the last round settled before this one: cumulative rewards go on from there.

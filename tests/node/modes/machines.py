@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -21,15 +23,17 @@ from dfl_ledger.records import Address, JobId
 from dfl_node import jobspec
 from dfl_node.config import Role
 from dfl_node.journal import Journal
-from dfl_node.modes.data_parallel import DataParallelJob
 from dfl_node.modes.evidence_keeper import EvidenceKeeper
+from dfl_node.modes.job import JobPart
 from dfl_node.net.binding import peer_id_of, sign_binding
 from dfl_node.operator import Operator
 from dfl_node.parts import Parts
 from dfl_node.store.memory import Fault as StoreFault
 from dfl_node.store.memory import MemoryStore
 from dfl_node.train.memory import MemoryTrainer
-from dfl_node.train.trainer import Assignment, ModelUpdate
+from dfl_node.train.memory_stage import MemoryStage
+from dfl_node.train.stage import Array, StageConfig
+from dfl_node.train.trainer import Aggregate, Assignment, ModelUpdate
 
 if TYPE_CHECKING:
     from tests.node.modes.world import World
@@ -69,8 +73,17 @@ class Machine:
     shard: int
     fault: StoreFault | None = None  # of its store, towards others
     forge: Callable[[ModelUpdate], ModelUpdate] | None = None  # what it makes of its own updates
+    forge_model: Callable[[bytes], bytes] | None = None  # what it makes of its own hops
     train_s: float = TRAIN_S
+    memory_bytes: int = 4 << 30  # that its trainer may take
+    stage_s: float = 0.02  # of a call of a stage
+    forge_array: Callable[[Array], Array] | None = None  # what its stages send
+    forge_snapshot: Callable[[bytes], bytes] | None = None
+    frozen: bool = False
     blocked: set[str] = field(default_factory=set)  # ledger calls that never get through
+    rpc_down_until: float = 0.0  # Unix seconds; of its own RPC endpoint
+    forge_call: Callable[[str, tuple[Any, ...]], tuple[Any, ...]] | None = None  # what it sends to the chain
+    disk_full: bool = False  # the journal can be read and not written
     trained: Counter[int] = field(default_factory=Counter)  # round -> trainings begun
 
     @property
@@ -85,7 +98,7 @@ class Running:
         self.world = world
         self.machine = machine
         self.parts = parts
-        self.jobs: dict[JobId, DataParallelJob] = {}
+        self.jobs: dict[JobId, JobPart] = {}
         self.given_up: list[DflError] = []
         self.roles = frozenset({Role.TRAIN if machine.trains else Role.REQUEST})
         self.evidence = EvidenceKeeper(parts)
@@ -141,9 +154,7 @@ class Running:
                 break
             except DflError:
                 await trio.sleep(3)
-        part = DataParallelJob(
-            job, jobspec.decode(data), self.parts, bytes_sent=lambda: 0, clock=self.world.now
-        )
+        part = JobPart(job, jobspec.decode(data), self.parts, bytes_sent=lambda: 0, clock=self.world.now)
         self.jobs[job] = part
         try:
             await part.run()
@@ -165,11 +176,12 @@ class WatchedLedger:
 
         def call(*args: Any) -> Any:
             self._world.spring(self._machine, name, When.BEFORE)
-            dead = self._machine.name not in self._world.running
-            down = self._world.now() < self._world.rpc_down_until
+            dead = self._machine.name not in self._world.running or self._machine.frozen
+            down = self._world.now() < max(self._world.rpc_down_until, self._machine.rpc_down_until)
             if dead or down or name in self._machine.blocked:
                 raise ChainUnreachable("the RPC endpoint does not answer", why="it is down")
-            result = found(*args)
+            forge = self._machine.forge_call
+            result = found(*(forge(name, args) if forge else args))
             self._world.spring(self._machine, name, When.AFTER)
             if self._world.lose_answer(name):
                 raise ChainUnreachable("the RPC endpoint does not answer", why="the answer was lost")
@@ -180,7 +192,7 @@ class WatchedLedger:
 
 class WatchedTrainer(MemoryTrainer):
     def __init__(self, world: World, machine: Machine) -> None:
-        super().__init__(train_s=machine.train_s)
+        super().__init__(train_s=machine.train_s, stage_s=machine.stage_s)
         self._world, self._machine = world, machine
 
     async def train(self, assignment: Assignment) -> ModelUpdate:
@@ -189,19 +201,75 @@ class WatchedTrainer(MemoryTrainer):
         update = await super().train(assignment)
         return self._machine.forge(update) if self._machine.forge else update
 
+    async def aggregate(self, *args: Any, **named: Any) -> Aggregate:
+        made = await super().aggregate(*args, **named)
+        forge = self._machine.forge_model
+        return replace(made, model=forge(made.model)) if forge else made
+
+    async def open_stage(
+        self, config: StageConfig, parent: bytes | None, snapshot: bytes | None
+    ) -> MemoryStage:
+        stage = await super().open_stage(config, parent, snapshot)
+        forge_stage(stage, self._machine)
+        return stage
+
+
+def forge_stage(stage: MemoryStage, machine: Machine) -> None:
+    """From here on the stage sends what the machine makes of it, whenever the machine begins to lie."""
+    honest, honest_snapshot = (stage.forward, stage.backward, stage.last), stage.snapshot
+
+    def forged(made: Array | None) -> Any:
+        return machine.forge_array(made) if machine.forge_array and made is not None else made
+
+    async def forward(micro: int, x: Array) -> Array:
+        return forged(await honest[0](micro, x))  # type: ignore[no-any-return]
+
+    async def backward(micro: int, gradient: Array) -> Array | None:
+        return forged(await honest[1](micro, gradient))  # type: ignore[no-any-return]
+
+    async def last(micro: int, x: Array, labels: Array) -> tuple[float, Array | None]:
+        loss, gradient = await honest[2](micro, x, labels)
+        return loss, forged(gradient)
+
+    async def snapshot() -> bytes:
+        made = await honest_snapshot()
+        return machine.forge_snapshot(made) if machine.forge_snapshot else made
+
+    stage.forward, stage.backward, stage.last = forward, backward, last  # type: ignore[method-assign]
+    stage.snapshot = snapshot  # type: ignore[method-assign]
+
 
 class WatchedJournal(Journal):
     def __init__(self, world: World, machine: Machine) -> None:
-        super().__init__(machine.path / "journal.sqlite")
         self._world, self._machine = world, machine
+        super().__init__(machine.path / "journal.sqlite")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with super()._transaction() as db:
+            if self._machine.disk_full:
+                db.set_authorizer(deny_writes)
+            yield db
 
     def record(self, *args: Any, **named: Any) -> Any:
-        self._world.spring(self._machine, "record", When.BEFORE)
+        return self._watched("record", super().record, *args, **named)
+
+    def promise(self, *args: Any, **named: Any) -> Any:
+        return self._watched("promise", super().promise, *args, **named)
+
+    def _watched(self, name: str, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        self._world.spring(self._machine, name, When.BEFORE)
         if self._machine.name not in self._world.running:
             raise StoreUnavailable("a dead process writes no journal")
-        result = super().record(*args, **named)
-        self._world.spring(self._machine, "record", When.AFTER)
+        result = call(*args, **named)
+        self._world.spring(self._machine, name, When.AFTER)
         return result
+
+
+def deny_writes(action: int, *_: Any) -> int:
+    """For `set_authorizer`: a database on a full disk can still be read."""
+    writes = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE)
+    return sqlite3.SQLITE_DENY if action in writes else sqlite3.SQLITE_OK
 
 
 # -- keys, the same in every story ------------------------------------------------------------------------

@@ -14,10 +14,10 @@ import trio
 from dfl_ledger.errors import TimedOut, VerificationFailed
 from dfl_ledger.memory import MemoryLedger
 from dfl_ledger.records import JobId, Phase
-from dfl_node.modes.data_parallel import model_config
+from dfl_node.specrules import model_config
 from dfl_node.store.memory import Fault as StoreFault
 from dfl_node.train.memory import MemoryTrainer
-from dfl_node.train.trainer import ModelUpdate
+from dfl_node.train.trainer import ModelUpdate, WeightedUpdate
 from tests.node.modes.world import BUDGET_WEI, Machine, Running, When, World, play
 
 
@@ -155,7 +155,7 @@ def test_an_update_that_arrives_after_aggregation_does_not_change_the_judgement(
         assert [(entry.node, entry.score) for entry in refused] == [(crook.address, 0)]
         # what it was not made of does not move the worth of what it was made of
         scored = [entry for entry in world.evidence(1).entries if entry.accepted]
-        updates = [(world.blob(entry.cid) or b"", entry.samples) for entry in scored]
+        updates = [WeightedUpdate(world.blob(entry.cid) or b"", entry.samples) for entry in scored]
         worths = await MemoryTrainer().score(
             model_config(world.spec()),
             world.blob(world.state().terms.model) or b"",

@@ -11,7 +11,7 @@ import trio
 
 from dfl_ledger.errors import StoreUnavailable, TimedOut
 from dfl_ledger.records import Phase
-from dfl_node import round as rounds
+from dfl_node.rounds import machine as rounds
 from tests.node.modes.world import POLL_S, When, World, play
 
 OUTAGE_S = 20.0

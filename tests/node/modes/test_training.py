@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from dfl_ledger.records import Address, Cid, JobId, JobState, JobTerms, Mode, Phase
-from dfl_node.round import Abandon, Action, ChainMoved, Mine, State, Train, Trained, Work, step
+from dfl_node.rounds.machine import step
+from dfl_node.rounds.vocabulary import Abandon, Action, ChainMoved, Mine, State, Train, Trained, Work
 from tests.node.modes.world import Running, When, World, play
 
 PARENT, NEWER = Cid.of(b"parent", 0x70), Cid.of(b"newer", 0x70)
@@ -16,9 +17,9 @@ ME = Address("0x" + "11" * 20)
 
 
 def at_commit(round_: int, parent: Cid) -> ChainMoved:
-    terms = JobTerms(PARENT, PARENT, Mode.SYNC, 5, 2, 3, 60, 60, 60, 60, 60, 60, 10, 0)
+    terms = JobTerms(PARENT, PARENT, Mode.SYNC, 5, 2, 3, 60, 60, 60, 60, 0, 60, 60, 10, 0)
     job = JobState(JobId(1), ME, terms, Phase.COMMIT, round_, 0, 1000, parent, 3, 0, 0, 0, 0, 0)
-    return ChainMoved(job, Mine(round_, False, False, None), (), 0)
+    return ChainMoved(job, Mine(round_, True, True, False, False, None), (), 0)
 
 
 def work(round_: int, parent: Cid) -> Work:
@@ -56,7 +57,7 @@ def test_a_node_too_slow_for_a_round_stops_training_for_it_and_joins_again(
         def taking(train_s: float) -> Callable[[Running], None]:
             return lambda node: setattr(node.parts.trainer, "_train_s", train_s)
 
-        world.trap("train", When.BEFORE, taking(45), of="b", round=2)  # the window is 30 s
+        world.trap("train", When.BEFORE, taking(5 * 45), of="b", round=2)  # 5 steps; the window is 30 s
         world.trap("train", When.BEFORE, taking(2), of="b", round=3)
         await world.submit()
         state = await world.until_over()

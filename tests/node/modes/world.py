@@ -25,19 +25,22 @@ from dfl_ledger.indexer import Indexer
 from dfl_ledger.memory import MemoryChain, MemoryLedger
 from dfl_ledger.memory_chain import CAP_WEI, ETHER
 from dfl_ledger.query import LedgerRows
-from dfl_ledger.records import Address, Cid, Event, JobId, JobState, Phase
+from dfl_ledger.records import Address, Cid, Event, JobId, JobState, Mode, Phase
 from dfl_node import jobspec
 from dfl_node.holders import Holders
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Journal
-from dfl_node.modes.data_parallel import model_config
+from dfl_node.modes.pipeline.lines import Lines
+from dfl_node.net.channel import PeerId
 from dfl_node.net.memory import MemoryNetwork
 from dfl_node.parts import Parts
+from dfl_node.specrules import model_config
 from dfl_node.store.memory import Fault as StoreFault
 from dfl_node.store.memory import MemorySwarm
 from dfl_node.store.unixfs import Assembly
 from dfl_node.train.memory import MemoryTrainer
-from dfl_node.train.trainer import DataConfig
+from dfl_node.train.trainer import DataConfig, WeightedUpdate
+from tests.node.modes import chains, pipelines
 from tests.node.modes.machines import (
     POLL_S,
     Machine,
@@ -132,6 +135,19 @@ class World:
             del self.running[name]
             self._scopes.pop(name).cancel()
 
+    def freeze(self, name: str) -> None:
+        """As by SIGSTOP: connections stay, and nothing comes from this machine until `thaw`."""
+        machine = self.machines[name]
+        machine.frozen, machine.store.fault = True, StoreFault.MISSING
+        self.network.freeze(PeerId(peer_id_of_machine(name)))
+
+    def thaw(self, name: str) -> None:
+        """As by SIGCONT."""
+        machine = self.machines[name]
+        machine.frozen = False
+        machine.store.fault = machine.fault if name in self.running else StoreFault.MISSING
+        self.network.thaw(PeerId(peer_id_of_machine(name)))
+
     async def _run(self, machine: Machine, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         with trio.CancelScope() as scope:
             self._scopes[machine.name] = scope
@@ -169,7 +185,8 @@ class World:
         async def limit_for(job: JobId, node: Address) -> int | None:
             if job not in box[0].jobs or ledger.active_round(job, node) == 0:
                 return None
-            return max(box[0].jobs[job].spec.training.max_update_bytes, MAX_EVIDENCE_BYTES)
+            part = box[0].jobs[job]
+            return max(part.spec.training.max_update_bytes, part.max_piece_bytes, MAX_EVIDENCE_BYTES)
 
         parts = Parts(
             ledger=ledger,
@@ -182,6 +199,8 @@ class World:
             journal=WatchedJournal(self, machine),
             data=data if machine.trains else {},
             trains=machine.trains,
+            lines=Lines(channel),
+            trainer_memory_bytes=machine.memory_bytes,
         )
         box.append(Running(self, machine, parts, nursery))
         return box[0]
@@ -211,12 +230,19 @@ class World:
 
     # -- jobs -----------------------------------------------------------------------------------------
     async def submit(
-        self, *, rounds: int = 3, min_nodes: int = 3, quorum: int = 2, settle_s: int = 60
+        self,
+        *,
+        rounds: int = 3,
+        min_nodes: int = 3,
+        quorum: int = 2,
+        settle_s: int = 60,
+        text: str = SPEC,
+        **more: Any,
     ) -> JobId:
-        """As the node "requester" does it."""
+        """As the node "requester" does it. `more` are other fields of a spec `text`."""
         parts = self.running["requester"].parts
         spec = jobspec.parse(
-            SPEC.format(rounds=rounds, min_nodes=min_nodes, quorum=quorum, settle_s=settle_s)
+            text.format(rounds=rounds, min_nodes=min_nodes, quorum=quorum, settle_s=settle_s, **more)
         )
         model = await parts.trainer.init_model(model_config(spec), spec.training.seed)
         validation = await parts.store.put(await parts.trainer.validation_rows(spec.app))
@@ -289,6 +315,13 @@ class World:
         The evidence, where the round was settled, says the same of each update.
         """
         spec, parent = self.spec(), self.state().terms.model
+        if spec.mode is Mode.PIPELINE:
+            await pipelines.check_models(self)
+            return
+        if spec.mode is Mode.CHAINED:
+            await chains.check_models(self)
+            return
+        models = [parent]  # in the order of publication
         for event in self.job_events("ModelPublished"):
             round_, model = int(str(event.args["round"])), cid_of(event.args["model"])
             (machine,) = (m for m in self.machines.values() if m.address == event.args["aggregator"])
@@ -304,7 +337,8 @@ class World:
                 if row.args["round"] == round_ and row.args["index"] not in refused:
                     data = self.blob(cid_of(row.args["update"]))
                     assert data is not None
-                    updates.append((data, int(str(row.args["samples"]))))
+                    staleness = models[::-1].index(cid_of(row.args["parent"]))
+                    updates.append(WeightedUpdate(data, int(str(row.args["samples"])), staleness))
             parent_bytes = self.blob(parent)
             assert parent_bytes is not None
             again = await MemoryTrainer().aggregate(
@@ -312,6 +346,7 @@ class World:
             )
             assert self.blob(model) == again.model, f"round {round_}"
             parent = model
+            models.append(model)
         assert self.state().model == parent
 
     def spec(self) -> JobSpec:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfl_ledger.records import Address, Cid, JobId, JobState, JobTerms, Mode, Phase
-from dfl_node import round as rounds
-from dfl_node.round import (
+from dfl_node.rounds import machine as rounds
+from dfl_node.rounds.machine import step, wake_at
+from dfl_node.rounds.vocabulary import (
     Abandon,
     Advance,
     Aggregate,
@@ -29,8 +30,6 @@ from dfl_node.round import (
     Trained,
     Unsettled,
     Work,
-    step,
-    wake_at,
 )
 
 ME = Address("0x" + "11" * 20)
@@ -41,7 +40,7 @@ DEADLINE = 1000
 
 
 def job(phase: Phase, *, round_: int = 3, requester: Address = REQUESTER) -> JobState:
-    terms = JobTerms(PARENT, PARENT, Mode.SYNC, 5, 2, 3, 60, 60, 60, 60, 60, 60, 10, 0)
+    terms = JobTerms(PARENT, PARENT, Mode.SYNC, 5, 2, 3, 60, 60, 60, 60, 0, 60, 60, 10, 0)
     return JobState(JobId(1), requester, terms, phase, round_, round_ - 1, DEADLINE, PARENT, 3, 0, 0, 0, 0, 0)
 
 
@@ -56,7 +55,7 @@ def look(
     requester: Address = REQUESTER,
     refundable_wei: int = 0,
 ) -> ChainMoved:
-    mine = Mine(active, committed, revealed, turn)
+    mine = Mine(active, active == 3, active == 3, committed, revealed, turn)
     return ChainMoved(job(phase, requester=requester), mine, unsettled, refundable_wei)
 
 

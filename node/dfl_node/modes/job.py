@@ -1,0 +1,327 @@
+"""One node's part in one job, in whichever mode.
+
+This file acts; `dfl_node.rounds` decides, and what differs between the modes is behind `ModePart`. One
+`JobPart` runs for each job this node takes part in (or requested, or merely watches), from the moment it is
+known until it has ended and nothing is left to settle or refund. The way of a piece of work can be read here
+in `_do`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import structlog
+import trio
+
+from dfl_ledger.errors import ChainUnreachable, DflError, Reverted
+from dfl_ledger.records import Address, Cid, Contribution, JobId, JobState, Mode, Phase
+from dfl_node.jobspec import JobSpec
+from dfl_node.modes import mode
+from dfl_node.modes.measuring import Measurer
+from dfl_node.modes.meter import RoundMeter
+from dfl_node.modes.mode import job_seed
+from dfl_node.modes.settlement import Settler
+from dfl_node.parts import Parts
+from dfl_node.rounds import machine
+from dfl_node.rounds import vocabulary as rounds
+from dfl_node.rounds.vocabulary import ChainMoved, History, Mine, Work
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+RPC_RETRY_S = 1.0
+DELIVERED = 8  # of our newest pieces: a node holds no more than two that wait
+# What a contract says to whoever comes second, or a moment early or late: part of life, not an error.
+RACES = frozenset(
+    {
+        "WrongPhase",
+        "WrongRound",
+        "DeadlineAhead",
+        "DeadlinePassed",
+        "AlreadyJoined",
+        "RoundPassed",
+        "NotYourTurn",
+        "NotYourLease",
+    }
+)
+
+
+class JobPart:
+    """One node's part in one job."""
+
+    def __init__(
+        self,
+        job: JobId,
+        spec: JobSpec,
+        parts: Parts,
+        *,
+        bytes_sent: Callable[[], int],
+        clock: Callable[[], float],
+        may_join: bool = True,  # False: the stake is too low for this job, so we only watch it
+    ) -> None:
+        self.job = job
+        self.spec = spec
+        self.closed = trio.Event()  # set when `run` has nothing left to do
+        self._parts = parts
+        self._clock = clock
+        context = mode.Context(job, spec, parts, clock, lambda: self._state)
+        self._mode = mode.open_mode(context)
+        self._measurer = Measurer(context)
+        self._settler = Settler(job, spec, parts, self._mode)
+        self._meter = RoundMeter(job, parts, bytes_sent, clock)
+        me = parts.ledger.address
+        self._state = rounds.State(
+            me=me, trains=may_join and parts.trains and spec.app in parts.data, rank=job_seed(me, job) % 4
+        )
+        self._report, self._events = trio.open_memory_channel[rounds.Event](math.inf)
+        self._news = trio.Event()
+        self._trainings: dict[int, trio.CancelScope] = {}  # by round; at most two overlap, while one ends
+        self._rows_ended = False  # the ledger's rows have heard of the job's end
+        self._nursery: trio.Nursery
+
+    @property
+    def state(self) -> rounds.State:
+        """For those who watch: where the job stands and what is under way."""
+        return self._state
+
+    def wants(self, job: JobState, node: Address) -> bool:
+        """Whether the current round waits for a piece of this member. Blocks."""
+        return self._mode.drawn(job, node)
+
+    def activity(self) -> dict[str, Any]:
+        """What the mode is busy with, as plain JSON values."""
+        return {**self._measurer.activity(), **self._mode.activity()}
+
+    @property
+    def max_piece_bytes(self) -> int:
+        """Of a file that members may ask us to hold."""
+        return self._mode.max_piece_bytes
+
+    def notify(self) -> None:
+        """The chain has something new about this job."""
+        self._news.set()
+
+    # -- the loop -------------------------------------------------------------------------------------
+    async def run(self) -> None:
+        """Until the job has ended and nothing is left for us to do."""
+        work = await trio.to_thread.run_sync(self._parts.journal.work, self.job)
+        promised = await trio.to_thread.run_sync(self._parts.journal.promised, self.job)
+        self._state = replace(self._state, work=work, promised=promised)
+        self._news.set()
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._follow_chain)
+            while not self._over():
+                event = await self._next_event()
+                self._state, actions = machine.step(self._state, event, self._clock())
+                for action in actions:
+                    self._start(action)
+            nursery.cancel_scope.cancel()
+        await self._let_go()
+        self.closed.set()
+
+    async def _let_go(self) -> None:
+        """Unpin what an ended job needs no longer: our updates, and every model but the last.
+
+        They stay, for whoever checks a payment, until the store wants the room.
+        """
+        rows, me = self._parts.rows, self._parts.ledger.address
+
+        def finished() -> set[str]:
+            job = rows.job(self.job)
+            models = {r.model for r in job.rounds if r.model and r.model != job.model} if job else set()
+            own = {row.cid for row in rows.contributions(node=me, job=self.job, limit=None)}
+            return (models | own) - ({job.model} if job else set())  # a chained job ends with somebody's hop
+
+        for cid in await trio.to_thread.run_sync(finished):
+            with suppress(DflError):  # held by others, or never pinned here
+                await self._parts.store.unpin(Cid.parse(cid))
+
+    def _start(self, action: rounds.Action) -> None:
+        match action:
+            case rounds.Abandon(round_):  # at once: later it might hit the training that follows
+                self._trainings[round_].cancel()
+            case rounds.Train(round_):
+                self._trainings[round_] = trio.CancelScope()
+                self._nursery.start_soon(self._perform, action)
+            case _:
+                self._nursery.start_soon(self._perform, action)
+
+    def _over(self) -> bool:
+        chain = self._state.chain
+        if chain is None or not chain.job.phase.terminal or self._state.under_way:
+            return False
+        if not self._rows_ended:  # a round that we published may be among those still missing there
+            return False
+        owed_to_us = chain.job.requester == self._state.me and (chain.refundable_wei or chain.unsettled)
+        ours_to_settle = any(u.settle_until > self._clock() for u in chain.unsettled)
+        return not owed_to_us and not ours_to_settle
+
+    async def _next_event(self) -> rounds.Event:
+        wake = machine.wake_at(self._state, self._clock())
+        patience_s = math.inf if wake is None else max(0.0, wake - self._clock())
+        with trio.move_on_after(patience_s):
+            return await self._events.receive()
+        self._news.set()  # what is due by time alone, such as a refund, comes with no event of the chain
+        return rounds.Tick()
+
+    async def _follow_chain(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            try:
+                self._report.send_nowait(await self._look())
+            except DflError as gone:  # the RPC is silent or slow, or the disk is full: none is final
+                log.warning("chain not read", job=self.job, why=str(gone), retry_in_s=RPC_RETRY_S)
+                await trio.sleep(RPC_RETRY_S)
+                self._news.set()
+
+    async def _look(self) -> ChainMoved:
+        """The job as the chain has it now, and our part in it."""
+        return await trio.to_thread.run_sync(self._look_sync)
+
+    def _look_sync(self) -> ChainMoved:
+        ledger, me = self._parts.ledger, self._parts.ledger.address
+        job = ledger.job(self.job)
+        if job is None:  # a reorganisation took the job away; its next block brings it back
+            raise ChainUnreachable(
+                f"job {self.job} is not on the chain", why="it may return with a later block"
+            )
+        mine = self._mine(job, me)
+        unsettled = self._settler.unsettled(job)
+        self._meter.see(job)
+        self._rows_ended = job.phase.terminal and self.job not in self._parts.rows.open_jobs()
+        refundable = ledger.refundable_wei(self.job) if job.phase.terminal and job.requester == me else 0
+        return ChainMoved(job, mine, unsettled, refundable, self._history(job, me))
+
+    def _history(self, job: JobState, me: Address) -> History | None:
+        """What decides, in an asynchronous job, which pieces a round may take."""
+        if self.spec.buffer is None:
+            return None
+        rows, max_lag = self._parts.rows, self.spec.buffer.max_lag
+        models = rows.lineage(self.job, job.round, max_lag + 1)
+        if models[:1] != (job.model,):
+            return None
+        return History(models, max_lag, frozenset(rows.delivered(self.job, me, DELIVERED)))
+
+    def _mine(self, job: JobState, me: Address) -> Mine:
+        ledger, under_way = self._parts.ledger, (Phase.COMMIT, Phase.REVEAL, Phase.AGGREGATE)
+        active = ledger.active_round(self.job, me)
+        standing = job.terms.target > 0  # members stay members, whether they contribute or not
+        member = 0 < active <= job.round if standing else active == job.round
+        took_part = active > 0 if standing else active >= job.round
+        committed = job.phase in under_way and took_part and ledger.committed(self.job, job.round, me)
+        if standing:
+            revealed = committed and ledger.revealed(self.job, job.round, me)
+        else:
+            revealed = committed and active > job.round
+        turn = ledger.may_aggregate_at(self.job, me) if revealed and job.phase is Phase.AGGREGATE else None
+        leased = job.phase is Phase.COMMIT and job.terms.mode is Mode.CHAINED and member
+        lease = ledger.lease(self.job) if leased else None
+        return Mine(
+            active_round=active,
+            member=member,
+            drawn=member and self._mode.drawn(job, me),
+            committed=committed,
+            revealed=revealed,
+            may_aggregate_at=turn,
+            lease_until=lease.until if lease is not None and lease.node == me else None,
+        )
+
+    # -- the actions ----------------------------------------------------------------------------------
+    async def _perform(self, action: rounds.Action) -> None:
+        outcome: rounds.Event = rounds.Failed(action)
+        try:
+            await self._do(action)
+            outcome = rounds.Finished(action)
+        except Reverted as no:
+            level = log.debug if no.error in RACES else log.warning
+            level("refused by the contract", job=self.job, action=_name(action), why=str(no))
+        except DflError as failure:
+            log.warning("action failed", job=self.job, action=_name(action), why=str(failure))
+        except Exception:
+            # A bug in one action must not take the node, its other jobs and its stake with it.
+            log.exception("bug in an action", job=self.job, action=_name(action))
+        finally:
+            self._report.send_nowait(outcome)
+        self._news.set()
+
+    async def _do(self, action: rounds.Action) -> None:
+        ledger, in_thread = self._parts.ledger, trio.to_thread.run_sync
+        match action:
+            case rounds.Join(round_):
+                await in_thread(ledger.join, self.job)
+                log.info("joined", job=self.job, from_round=round_)
+            case rounds.Train():
+                await self._train(action)
+            case rounds.Hop():
+                await self._mode.hop(action)
+            case rounds.Watch(round_, model):
+                await self._measurer.watch(round_, model)
+            case rounds.Promise(work):
+                fresh = replace(work, salt=os.urandom(32))  # its last one may be known, from a void round
+                promised = await in_thread(self._parts.journal.promise, self.job, fresh)
+                self._report.send_nowait(rounds.Promised(promised))
+            case rounds.Commit(work):
+                await in_thread(ledger.commit, self._contribution(work), work.salt)
+                log.info("committed", job=self.job, round=work.round)
+            case rounds.Reveal(work):
+                await in_thread(ledger.reveal, self._contribution(work), work.salt)
+                log.info("revealed", job=self.job, round=work.round, cid=str(work.cid))
+            case rounds.Aggregate():
+                await self._aggregate(action)
+            case rounds.Advance(round_, phase):
+                await in_thread(ledger.advance, self.job)
+                log.info("advanced an overdue phase", job=self.job, round=round_, phase=phase.name)
+            case rounds.Settle(round_):
+                await self._settler.settle(round_)
+            case rounds.Refund():
+                await in_thread(ledger.refund, self.job)
+                log.info("refunded", job=self.job)
+
+    async def _train(self, action: rounds.Train) -> None:
+        """The mode's piece of work, journalled. Its commitment is the next action."""
+        with self._trainings[action.round] as abandoned:
+            work = await self._mode.train(action)
+            self._report.send_nowait(rounds.Trained(work))
+        if abandoned.cancelled_caught:
+            log.info("round went on without us: training stopped", job=self.job, round=action.round)
+
+    async def _aggregate(self, action: rounds.Aggregate) -> None:
+        """Pieces in the order of their reveal -> one model -> blob -> chain."""
+        cid = await self._settler.aggregate(action.round, action.parent, action.reveals)
+        await self._share(action.round, cid)
+        await trio.to_thread.run_sync(self._parts.ledger.publish_model, self.job, action.round, cid)
+        log.info("published", job=self.job, round=action.round, model=str(cid))
+
+    async def _share(self, round_: int, model: Cid) -> None:
+        """See to it that another member has the model, and one has the update that we alone hold: ours."""
+        rows = await trio.to_thread.run_sync(self._parts.rows.revealed, self.job, round_)
+        others = [Address(row.node) for row in rows if row.node != self._parts.ledger.address]
+        ask, held = self._parts.holders.ask, (self._state.work, self._state.promised)
+        for cid in dict.fromkeys(work.cid for work in held if work is not None and work.round == round_):
+            self._nursery.start_soon(ask, self._nursery, self.job, [cid], others[:1])
+        kept = await ask(self._nursery, self.job, [model], others)
+        if others and not kept:
+            log.warning("nobody else holds the model yet", job=self.job, round=round_, model=str(model))
+
+    # -- small things ---------------------------------------------------------------------------------
+    def _contribution(self, work: Work) -> Contribution:
+        return Contribution(
+            job=self.job,
+            round=work.round,
+            node=self._parts.ledger.address,
+            kind=work.kind,
+            cid=work.cid,
+            parent=work.parent,
+            samples=work.samples,
+        )
+
+
+def _name(action: rounds.Action) -> str:
+    return type(action).__name__.lower()
