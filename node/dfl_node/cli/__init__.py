@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ledger": ("ledger", "ledger", "See what was contributed and paid, and claim rewards."),
     "blob": ("blob", "blob", "Store and fetch files by CID."),
     "eval": ("evaluate", "evaluate", "Measure a downloaded model on data of your own."),
+    "personalize": ("personalize", "personalize", "Fit a downloaded model to data that stays here."),
     "chain": ("chain", "chain", "Run a development chain, deploy contracts, fund wallets."),
     "demo": ("demo", "demo", "Train digits on a whole network on this machine."),
 }

@@ -7,63 +7,34 @@ import shlex
 import signal
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dfl_ledger.errors import DflError, TimedOut
+from dfl_node.cli.demo_jobs import JOBS, DemoJob
 from dfl_node.cli.output import Result, command_output, note, table, vnx
 
 if TYPE_CHECKING:
     from dfl_ledger.records import JobId
+    from dfl_ledger.rows import ContributionRow
     from dfl_node.localnet import LocalNet, LocalNode
     from dfl_node.train.trainer import Evaluation
 
 PARTS = 12  # the training images are cut into so many parts, shared out evenly
-KILL_IN_ROUND = 2
 MAX_NODES = 12
-SPEC = """
-name = "digits demo"
-app = "digits"
-mode = "sync"
-
-[model]
-name = "cnn"
-
-[training]
-rounds = {rounds}
-local_steps = 60
-batch_size = 32
-optimizer = "adamw"
-lr = 0.002
-seed = 2
-
-[round]
-min_nodes = {nodes}
-quorum = {quorum}
-open_s = 20
-commit_s = 10
-reveal_s = 6
-aggregate_s = 12
-settle_s = 30
-challenge_s = 1
-
-[reward]
-round_budget = "100"
-required_stake = "10"
-valuation = "shapley"
-validation = "app"
-"""
 
 
 @click.command()
 @click.option(
-    "--nodes", default=3, show_default=True, type=click.IntRange(2, MAX_NODES), help="Nodes that train."
+    "--mode", default="sync", show_default=True, type=click.Choice(tuple(JOBS)), help="How to train."
 )
 @click.option(
-    "--rounds", default=6, show_default=True, type=click.IntRange(1, 1000), help="Rounds to complete."
+    "--nodes", type=click.IntRange(2, MAX_NODES), help="Nodes that train.  [default: 3, pipeline 4]"
 )
+@click.option("--rounds", type=click.IntRange(1, 1000), help="Rounds to complete.  [default: by mode]")
 @click.option("--kill-one", is_flag=True, help="SIGKILL one node in the middle of a round.")
 @click.option(
     "--datadir",
@@ -72,7 +43,9 @@ validation = "app"
 )
 @click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait for the job.")
 @command_output
-def demo(nodes: int, rounds: int, kill_one: bool, datadir: Path | None, timeout_s: float) -> Result:
+def demo(
+    mode: str, nodes: int | None, rounds: int | None, kill_one: bool, datadir: Path | None, timeout_s: float
+) -> Result:
     """Train digits on a network of real nodes on this machine, and pay them for it."""
     from dfl_node import logs
     from dfl_node.localnet import LocalNet
@@ -81,7 +54,8 @@ def demo(nodes: int, rounds: int, kill_one: bool, datadir: Path | None, timeout_
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the network ends with us, in order
     root = (datadir or _home() / "demo").absolute()
     with LocalNet(root) as net:
-        return _Demo(net, nodes, rounds, kill_one, timeout_s).run()
+        job = JOBS[mode]
+        return _Demo(net, job, nodes or job.nodes, rounds or job.rounds, kill_one, timeout_s).run()
 
 
 def _home() -> Path:
@@ -92,22 +66,28 @@ def _home() -> Path:
 class _Demo:
     """One run, told step by step."""
 
-    def __init__(self, net: LocalNet, nodes: int, rounds: int, kill_one: bool, timeout_s: float) -> None:
+    def __init__(
+        self, net: LocalNet, job: DemoJob, nodes: int, rounds: int, kill_one: bool, timeout_s: float
+    ) -> None:
         self._net = net
+        self._job = job
+        self._spec = job.spec(nodes=nodes, rounds=rounds)
         self._count = nodes
         self._rounds = rounds
         self._kill_one = kill_one
         self._timeout_s = timeout_s
         self._began = time.monotonic()
         self._told: set[str] = set()
+        self._killed: Killed | None = None
 
     def run(self) -> Result:
         net = self._net
         self._say(f"a development chain runs at {net.chain.rpc_url}, its contracts are deployed")
         self._start_nodes()
-        job = net.submit(SPEC.format(nodes=self._count, rounds=self._rounds, quorum=max(1, self._count - 1)))
-        self._say(f"job {job} submitted: {self._rounds} rounds, 100 VNX each, in escrow")
-        final = net.watch(job, _settled, timeout_s=self._timeout_s, on_change=self._tell)
+        job = net.submit(self._spec)
+        rounds = f"{self._rounds} {self._job.unit}s, 100 VNX each, in escrow"
+        self._say(f"job {job} submitted, mode {self._job.mode}: {rounds}")
+        final = net.watch(job, _settled, timeout_s=self._timeout_s, on_change=self._tell, on_look=self._look)
         if final["phase"] != "completed":
             raise DflError(
                 f"job {job} ended as {final['phase']}", help_command=self._command("job status", job)
@@ -146,14 +126,43 @@ class _Demo:
                 self._once(f"round {number}: void, too few contributions")
             if row["state"] == "settled":
                 self._once(f"round {number}: scored and settled")
-            if self._kill_one and number == KILL_IN_ROUND and row["state"] == "open":
-                self._kill()
 
-    def _kill(self) -> None:
-        victim = self._net.nodes[-1]
-        if not victim.killed:
-            self._net.kill(victim)
-            self._say(f"node {victim.number} was killed (SIGKILL) in round {KILL_IN_ROUND}")
+    def _look(self, job: dict[str, Any]) -> None:
+        """What must be noticed at once, whether or not the ledger has anything new."""
+        running = [row["round"] for row in job["rounds"] if row["state"] == "open"]
+        if self._killed is not None:
+            self._killed.look(job, self._pieces(job["job"]))
+        elif self._kill_one and running and running[-1] >= self._job.kill_in_round:
+            self._kill(job)
+
+    def _kill(self, job: dict[str, Any]) -> None:
+        """SIGKILL to a node that is at work; never to the first, which is the requester."""
+        victim = self._victim(job)
+        if victim is None:
+            return
+        pieces = self._pieces(job["job"])
+        self._net.kill(victim)
+        self._killed = Killed(victim.number, victim.address, job["rounds"][-1]["round"], len(pieces))
+        self._say(f"node {victim.number} was killed (SIGKILL) in {self._job.unit} {self._killed.round}")
+
+    def _victim(self, job: dict[str, Any]) -> LocalNode | None:
+        """Who would be missed most: the holder of the lease, or of a stage."""
+        from dfl_node.api.client import NodeClient
+
+        others = self._net.nodes[1:]
+        if self._job.mode in ("sync", "async"):
+            return others[-1]
+        with NodeClient(self._net.nodes[0].datadir, timeout_s=5.0) as node:
+            seen = node.job(job["job"])
+        activity = seen.get("live", {}).get("activity", {})
+        if self._job.mode == "pipeline" and activity.get("step", 0) < 1:
+            return None  # not under way yet
+        at_work = activity.get("stages", seen["awaited"])
+        return next((node for node in others if node.address in at_work), None)
+
+    def _pieces(self, job: JobId) -> list[ContributionRow]:
+        with self._net.rows() as ledger:
+            return list(ledger.contributions(job=job, limit=None))
 
     def _claim(self, job: JobId) -> dict[str, int]:
         """Every living node claims what it earned; waits for the challenge window of the last round."""
@@ -170,10 +179,8 @@ class _Demo:
         return claimed
 
     def _earned(self, job: JobId) -> dict[str, int]:
-        with self._net.rows() as ledger:
-            rows = ledger.contributions(job=job, limit=None)
         earned: dict[str, int] = {}
-        for row in rows:
+        for row in self._pieces(job):
             earned[row.node] = earned.get(row.node, 0) + int(row.reward_wei or 0)
         return earned
 
@@ -182,13 +189,12 @@ class _Demo:
         import trio
 
         from dfl_node import jobspec
-        from dfl_node.modes.data_parallel import model_config, training_config
+        from dfl_node.modes.mode import training_config
+        from dfl_node.specrules import model_config
         from dfl_node.train.process import open_trainer
 
-        spec = jobspec.parse(SPEC.format(nodes=self._count, rounds=self._rounds, quorum=1))
-        with self._net.rows() as ledger:
-            rows = ledger.contributions(job=final["job"], limit=None)
-        samples = sum(row.samples for row in rows)
+        spec = jobspec.parse(self._spec)
+        samples = self._samples(final["job"])
         weights = (output / "model.safetensors").read_bytes()
 
         async def run() -> tuple[Evaluation, Evaluation]:
@@ -203,6 +209,13 @@ class _Demo:
 
         self._say(f"training the same model centrally on {samples} samples, to compare")
         return trio.run(run)
+
+    def _samples(self, job: JobId) -> int:
+        """How many training samples went into the model: a pipeline's stages all see the same ones."""
+        pieces = self._pieces(job)
+        if self._job.mode != "pipeline":
+            return sum(piece.samples for piece in pieces)
+        return sum({piece.round: piece.samples for piece in pieces}.values())
 
     # -- the result -----------------------------------------------------------------------------------
     def _data(
@@ -230,6 +243,8 @@ class _Demo:
             )
         return {
             "job_id": job,
+            "mode": self._job.mode,
+            "recovered": [] if self._killed is None else [self._killed.to_json(self._pieces(job))],
             "model_cid": final["model"],
             "accuracy": round(federated.accuracy, 4),
             "central_accuracy": round(central.accuracy, 4),
@@ -253,7 +268,7 @@ class _Demo:
 
     def _summary(self, data: dict[str, Any]) -> str:
         rounds = table(
-            ("round", "seconds", "contributions", "bytes sent"),
+            (self._job.unit, "seconds", "contributions", "bytes sent"),
             [
                 (r["round"], f"{r['duration_s']:.2f}", r["contributions"], f"{r['bytes_sent']:,}")
                 for r in data["rounds"]
@@ -271,11 +286,13 @@ class _Demo:
                 for i, n in enumerate(data["nodes"], 1)
             ],
         )
+        recovered = "".join(f"{_recovery(r)}\n" for r in data["recovered"])
         job = data["job_id"]
         looks = "\n".join(
             f"  {self._command(words, *rest)}"
             for words, rest in (
                 ("job status", (job,)),
+                ("job draw", (job,)),
                 ("ledger query --job", (job,)),
                 ("ledger show", (f"{job}.1.0",)),
                 ("peers", ()),
@@ -286,6 +303,7 @@ class _Demo:
             f"accuracy on 1,000 images the network never saw   {data['accuracy']:.4f}\n"
             f"the same model trained centrally                 {data['central_accuracy']:.4f}\n"
             f"model                                            {data['model_cid']}\n"
+            f"{recovered}"
             f"done in {data['seconds']} s. The network has stopped, its ledgers stay. Look further with:\n\n"
             f"{looks}\n"
             f"  {_program()} eval {shlex.quote(data['output_dir'])}"
@@ -315,8 +333,37 @@ class _Demo:
             self._say(text)
 
 
-def _name(number: int, node: dict[str, Any]) -> str:
-    return f"{number} (killed)" if node["killed"] else str(number)
+@dataclass(slots=True)
+class Killed:
+    """A node that died, and how the job went on without it."""
+
+    node: int
+    address: str
+    round: int
+    pieces: int  # that were revealed when it died
+    at: float = field(default_factory=time.monotonic)
+    seconds: float | None = None
+
+    def look(self, job: dict[str, Any], pieces: list[ContributionRow]) -> None:
+        """Recovered is: the next piece of somebody else's work is on chain, or the round's model is."""
+        published = any(row["round"] == self.round and row["model"] for row in job["rounds"])
+        if self.seconds is None and (published or any(p.node != self.address for p in pieces[self.pieces :])):
+            self.seconds = time.monotonic() - self.at
+
+    def to_json(self, pieces: list[ContributionRow]) -> dict[str, Any]:
+        since = [p for p in pieces[self.pieces :] if p.round == self.round and p.node != self.address]
+        return {
+            "node": self.node,
+            "address": self.address,
+            "round": self.round,
+            "replaced_by": [piece.node for piece in since[:1]],
+            "seconds": None if self.seconds is None else round(self.seconds, 2),
+        }
+
+
+def _recovery(found: dict[str, Any]) -> str:
+    after = "not at all" if found["seconds"] is None else f"{found['seconds']} s later"
+    return f"node {found['node']} died in round {found['round']}; work went on {after}"
 
 
 def _program() -> str:

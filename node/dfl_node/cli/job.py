@@ -6,10 +6,9 @@ What is only read comes from the ledger in the data directory, whether or not th
 from __future__ import annotations
 
 import contextlib
-import secrets
-import shutil
+import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,13 @@ import click
 
 from dfl_ledger.errors import DflError, NodeNotRunning, TimedOut, UsageError
 from dfl_node.cli.common import datadir_option, file_type, read_text, timeout_option
+from dfl_node.cli.downloads import check_target, write_download
 from dfl_node.cli.output import Result, command_output, fields, note, output_options, table, vnx
 from dfl_node.datadir import find_node, ledger_path
 
 if TYPE_CHECKING:
     from dfl_ledger.query import LedgerRows
-    from dfl_ledger.rows import JobRow
+    from dfl_ledger.rows import JobRow, RoundRow
     from dfl_node.jobspec import JobSpec
 
 _LOOK_S = 0.25
@@ -164,6 +164,28 @@ def status(job_id: int, datadir: Path) -> Result:
     return Result(_json(found), _described(found))
 
 
+@job.command()
+@_job_argument
+@click.option("--format", "form", type=click.Choice(("text", "dot")), default="text", show_default=True)
+@datadir_option
+@command_output
+def draw(job_id: int, form: str, datadir: Path) -> Result:
+    """Draw a job's graph: which model came from whose work on which model.
+
+    `--format dot` is for Graphviz: dfl-node job draw 1 --format dot | dot -Tsvg > job.svg
+    """
+    from dfl_node import drawing
+
+    with _ledger(datadir) as rows:
+        found = rows.job(job_id)
+        pieces = rows.contributions(job=job_id, limit=None)
+    if found is None:
+        raise _unknown(job_id)
+    edges = [dataclasses.asdict(edge) for edge in drawing.graph(found, pieces)]
+    shown = drawing.text(found, pieces) if form == "text" else drawing.dot(found, pieces)
+    return Result({"job_id": job_id, "edges": edges}, shown)
+
+
 def _json(row: JobRow) -> dict[str, Any]:
     return {"job_id": row.job, **row.to_json()}
 
@@ -222,7 +244,7 @@ def watch(job_id: int, datadir: Path, timeout_s: float) -> Result:
             now = _standing(row)
             if now != seen:
                 seen = now
-                note(_line(row, _awaited(datadir, job_id)))
+                note(_line(row, _live(datadir, job_id)))
             if waited_s > timeout_s:
                 gave_up = TimedOut(
                     f"job {job_id} has not ended",
@@ -248,20 +270,21 @@ def _standing(row: JobRow) -> tuple[object, ...]:
     return row.round, row.phase, row.completed, row.deadline, *counts
 
 
-def _awaited(datadir: Path, job_id: int) -> list[str]:
-    """Who has not done this phase's work yet, as far as the running node can tell."""
+def _live(datadir: Path, job_id: int) -> dict[str, Any]:
+    """What only the running node knows: who is awaited, loss, speed, what the mode is busy with."""
     from dfl_node.api.client import NodeClient
 
     try:
         with NodeClient(datadir, timeout_s=2.0) as node:
-            awaited = node.job(job_id).get("awaited")
+            return node.job(job_id)
     except DflError:
-        return []
-    return [str(who) for who in awaited] if isinstance(awaited, list) else []
+        return {}
 
 
-def _line(row: JobRow, awaited: list[str]) -> str:
+def _line(row: JobRow, view: dict[str, Any]) -> str:
     """`12:00:01  round 2 (1 of 6 done)  commit  1 of 3 committed  waits for 0xab… until 12:00:31, then …`"""
+    live = view.get("live", {})
+    awaited = [str(who) for who in view.get("awaited", [])]
     current = row.rounds[-1] if row.rounds else None
     now = datetime.now(UTC).strftime("%H:%M:%S")
     parts = [now, f"round {row.round} ({row.completed} of {row.target_rounds} done)", row.phase]
@@ -270,7 +293,7 @@ def _line(row: JobRow, awaited: list[str]) -> str:
             case "open":
                 parts.append(f"{current.expected} of {row.min_nodes} joined")
             case "commit":
-                parts.append(f"{current.commits} of {current.expected} committed")
+                parts.append(_committed(row, current, live))
             case "reveal":
                 parts.append(f"{current.contributions} of {current.commits} contributions")
             case _:
@@ -281,7 +304,26 @@ def _line(row: JobRow, awaited: list[str]) -> str:
     until = datetime.fromtimestamp(row.deadline, UTC).strftime("%H:%M:%S UTC")
     then = _AT_DEADLINE.get(row.phase, "").format(quorum=row.quorum)
     parts.append(f"waits{' for ' + who if who else ''} until {until}, {then}".rstrip(", "))
-    return "  ".join(parts)
+    return "  ".join(parts + _pace(row, live))
+
+
+def _committed(row: JobRow, current: RoundRow, live: dict[str, Any]) -> str:
+    expected = live.get("expected", current.expected)
+    if row.mode == "chained":
+        return f"{current.contributions} of {expected} hops"
+    return f"{current.commits} of {expected} committed"
+
+
+def _pace(row: JobRow, live: dict[str, Any]) -> list[str]:
+    """Loss, speed and spend, as far as they are known."""
+    parts, activity = [], live.get("activity", {})
+    if "step" in activity:
+        parts.append(f"step {activity['step']} of {activity.get('of', '?')}")
+    if live.get("loss") is not None:
+        parts.append(f"loss {live['loss']:.4f}")
+    if live.get("samples_per_s") is not None:
+        parts.append(f"{live['samples_per_s']:.0f} samples/s")
+    return [*parts, f"spent {vnx(row.settled_wei)} of {vnx(_budget(row))}"]
 
 
 def _ended(row: JobRow) -> Result:
@@ -312,33 +354,10 @@ def download(job_id: int, output: Path | None, force: bool, datadir: Path, timeo
     from dfl_node.api.client import NodeClient
 
     target = output or Path(f"job-{job_id}")
-    if target.exists() and any(target.iterdir()) and not force:
-        raise UsageError(
-            f"{target} is not empty", why="nothing is overwritten unasked", help_command="add --force"
-        )
+    check_target(target, force=force)
     with NodeClient(datadir, timeout_s=timeout_s) as node:
         files = node.download(job_id)
-    try:
-        write_files(target, files)
-    except OSError as bad:
-        raise UsageError(f"cannot write {target}", why=bad.strerror or str(bad)) from bad
+    write_download(target, files)
     sizes = {name: len(data) for name, data in files.items()}
     data = {"job_id": job_id, "path": str(target.absolute()), "files": sizes}
     return Result(data, table(("FILE", "BYTES"), [(target / name, size) for name, size in sizes.items()]))
-
-
-def write_files(target: Path, files: Mapping[str, bytes]) -> None:
-    """The directory with these files: a new one appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    scratch.mkdir()
-    try:
-        for name, data in files.items():
-            (scratch / name).write_bytes(data)
-        if target.exists() and any(target.iterdir()):  # --force: what else lies there stays
-            for name in files:
-                (scratch / name).replace(target / name)
-        else:
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

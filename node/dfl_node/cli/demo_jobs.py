@@ -1,0 +1,81 @@
+"""The jobs that `dfl-node demo` submits: the same digits, the same CNN, four ways to train it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_SPEC = """
+name = "digits demo"
+app = "digits"
+mode = "{mode}"
+
+[model]
+name = "cnn"
+
+[training]
+rounds = {rounds}
+local_steps = {steps}
+batch_size = {batch}
+optimizer = "adamw"
+lr = 0.002
+seed = 2
+
+[round]
+min_nodes = {nodes}
+quorum = {quorum}
+open_s = 20
+commit_s = {commit_s}
+reveal_s = 6
+aggregate_s = 12
+settle_s = 30
+challenge_s = 1
+{of_mode}
+[reward]
+round_budget = "100"
+required_stake = "10"
+validation = "app"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoJob:
+    """How a mode is shown: with how many nodes, for how long, and what a round is there."""
+
+    mode: str
+    nodes: int
+    rounds: int
+    unit: str  # what a round is called
+    steps: int
+    batch: int
+    commit_s: int
+    kill_in_round: int = 2
+
+    def spec(self, *, nodes: int, rounds: int) -> str:
+        quorum, of_mode = max(1, nodes - 1), ""
+        if self.mode == "async":  # one node may die and the buffer fills all the same
+            of_mode = f"\n[async]\nsize = {quorum}\n"
+            quorum = max(1, quorum - 1)
+        elif self.mode == "pipeline":
+            quorum = min(2, nodes - 1)
+            of_mode = f"\n[pipeline]\nstages = {quorum}\nmicro_batches = 4\nsnapshot_steps = 10\n"
+        return _SPEC.format(
+            mode=self.mode,
+            rounds=rounds,
+            steps=self.steps,
+            batch=self.batch,
+            nodes=nodes,
+            quorum=quorum,
+            commit_s=self.commit_s,
+            of_mode=of_mode,
+        )
+
+
+JOBS = {
+    job.mode: job
+    for job in (
+        DemoJob("sync", nodes=3, rounds=6, unit="round", steps=60, batch=32, commit_s=10),
+        DemoJob("async", nodes=3, rounds=9, unit="buffer", steps=60, batch=32, commit_s=10),
+        DemoJob("pipeline", nodes=4, rounds=4, unit="run", steps=90, batch=64, commit_s=40),
+        DemoJob("chained", nodes=3, rounds=4, unit="lap", steps=60, batch=32, commit_s=6),
+    )
+}
