@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +73,38 @@ def train(
     `correct` is what a strategy does to a member's gradients. With a budget the loop ends before the step
     that would pass it at the pace so far; one step is always done.
     """
+    under_way = training(
+        model,
+        inputs,
+        config,
+        steps=steps,
+        seed=seed,
+        progress=progress,
+        correct=correct,
+        budget_s=budget_s,
+        clock=clock,
+    )
+    while True:
+        try:
+            next(under_way)
+        except StopIteration as end:
+            done: Trained = end.value
+            return done
+
+
+def training(
+    model: nn.Module,
+    inputs: Inputs,
+    config: TrainingConfig,
+    *,
+    steps: int,
+    seed: NDArray[np.uint32],
+    progress: Progress,
+    correct: Correction | None = None,
+    budget_s: float | None = None,
+    clock: Clock = time.perf_counter,
+) -> Generator[None, None, Trained]:
+    """`train`, one step at a time: the caller may do something else in between, which its budget pays for."""
     torch.manual_seed(int(seed[0]))
     parameters = trainable(model)
     optimizer = optimizers.optimizer(config, parameters)
@@ -99,6 +131,7 @@ def train(
             told = now
         if pace.spent(number, now):
             break
+        yield
     tail = losses[-max(1, len(losses) // 10) :]
     return Trained(len(losses), len(losses) * config.batch_size, sum(tail) / len(tail), clock() - pace.began)
 

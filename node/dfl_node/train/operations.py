@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dfl_node.train.evaluation import Inputs
+    from dfl_node.train.local_sgd import Trained
     from dfl_node.train.rows import Rows
     from dfl_node.train.tensors import State
 
 LOSS = "cross-entropy"
+SLICE_S = 0.5  # of a training before others have their turn
 Say = Callable[[Frame], None]
 
 
@@ -41,6 +44,17 @@ class ScoreSession:
     inputs: Inputs
 
 
+@dataclass(frozen=True, slots=True)
+class TrainSession:
+    """A training under way, and what becomes of its result. Other requests may go in between its steps."""
+
+    number: int
+    steps: Generator[None, None, Trained]
+    finish: Callable[[Trained], Frame]
+    idle_s: float = 0.0  # in which others had their turn
+    rests_since: float = 0.0
+
+
 class Operations:
     """A request frame in, an answer frame out. Raises DflError. `say` sends progress meanwhile."""
 
@@ -49,11 +63,14 @@ class Operations:
         self._say = say
         self._ready = False
         self._session: ScoreSession | None = None
+        self._training: TrainSession | None = None
         self._rows: tuple[tuple[DataConfig, ModelConfig], Inputs] | None = None
         self.by_name: dict[str, Callable[[Frame], Frame]] = {
             "warm": self.warm,
             "init": self.init,
             "train": self.train,
+            "train_on": self.train_on,
+            "train_drop": self.train_drop,
             "aggregate": self.aggregate,
             "score_open": self.score_open,
             "score_value": self.score_value,
@@ -112,7 +129,7 @@ class Operations:
         if local:
             evaluation.set_state(net, {name: local[PERSONAL + name] for name in personal})
         header = request.header
-        result = local_sgd.train(
+        steps = local_sgd.training(
             net,
             self._inputs(data, model),
             config,
@@ -122,15 +139,49 @@ class Operations:
             correct=member.correction(rule, net, file, local),
             budget_s=header["time_budget_s"],
         )
-        trained = evaluation.get_state(net)
-        update: State = {name: parent[name] - trained[name] for name in parent}
-        kept: State = {PERSONAL + name: trained[name] for name in personal}
-        if strategies.find(rule.strategy).control:
-            control, change = member.next_control(file, local, update, result, config)
-            kept |= control
-            update |= change
-        payloads = (tensors.encode(update, files[1]), *((tensors.encode(kept, private),) if kept else ()))
-        return Frame({"samples": result.samples, "loss": result.loss, "train_s": result.train_s}, payloads)
+
+        def finish(result: Trained) -> Frame:
+            trained = evaluation.get_state(net)
+            update: State = {name: parent[name] - trained[name] for name in parent}
+            kept: State = {PERSONAL + name: trained[name] for name in personal}
+            if strategies.find(rule.strategy).control:
+                control, change = member.next_control(file, local, update, result, config)
+                kept |= control
+                update |= change
+            payloads = tensors.encode(update, files[1]), *((tensors.encode(kept, private),) if kept else ())
+            told = {"samples": result.samples, "loss": result.loss, "train_s": result.train_s}
+            return Frame(told, payloads)
+
+        self._training = TrainSession(header["session"], steps, finish)
+        return self._train_a_while()
+
+    def train_on(self, request: Frame) -> Frame:
+        """Go on with the training of this session; `lost` if another worker held it."""
+        if self._training is None or self._training.number != request.header["session"]:
+            return Frame({"lost": True})
+        return self._train_a_while()
+
+    def train_drop(self, request: Frame) -> Frame:
+        """Nobody wants this session's training any more."""
+        if self._training is not None and self._training.number == request.header["session"]:
+            self._training = None
+        return Frame({})
+
+    def _train_a_while(self) -> Frame:
+        """For SLICE_S, so that an aggregation need not wait for a slow node's whole training."""
+        session, self._training = self._training, None  # a step that raises ends it
+        if session is None:
+            raise DflError("nothing is being trained")
+        began = time.perf_counter()
+        idle_s = session.idle_s + (began - session.rests_since if session.rests_since else 0.0)
+        while (now := time.perf_counter()) < began + SLICE_S:
+            try:
+                next(session.steps)
+            except StopIteration as end:
+                done: Trained = end.value
+                return session.finish(replace(done, train_s=done.train_s - idle_s))
+        self._training = replace(session, idle_s=idle_s, rests_since=now)
+        return Frame({"unfinished": True})
 
     def aggregate(self, request: Frame) -> Frame:
         """The accepted updates, in their order, become one step of the rule's strategy."""

@@ -94,6 +94,7 @@ class ProcessTrainer(StageRequests):
         self._turn = trio.Lock()  # fair: first come, first served
         self._scoring = trio.Lock()
         self._sessions = itertools.count(1)
+        self._dropped: int | None = None
         self._bases = Bases()
         self._closed = False
 
@@ -111,7 +112,24 @@ class ProcessTrainer(StageRequests):
         return answer.payloads[0]
 
     async def train(self, assignment: Assignment) -> ModelUpdate:
-        answer = await self._ask(
+        """In slices: whatever else is asked for meanwhile waits for one of them and not for the whole."""
+        session = next(self._sessions)
+        try:
+            answer = await self._train(session, assignment)
+            while "samples" not in answer.header:
+                if "lost" in answer.header:  # another request was cancelled, and the worker with it: anew
+                    answer = await self._train(session, assignment)
+                else:
+                    answer = await self._ask("train_on", session=session)
+        except BaseException:
+            self._dropped = session  # the next request tells the worker
+            raise
+        head = answer.header
+        delta, *local = answer.payloads
+        return ModelUpdate(delta, head["samples"], head["loss"], head["train_s"], local[0] if local else None)
+
+    async def _train(self, session: int, assignment: Assignment) -> Frame:
+        return await self._ask(
             "train",
             assignment.parent,
             *(() if assignment.local is None else (assignment.local,)),
@@ -123,10 +141,8 @@ class ProcessTrainer(StageRequests):
             data=asdict(assignment.data),
             rule=asdict(assignment.rule),
             time_budget_s=assignment.time_budget_s,
+            session=session,
         )
-        head = answer.header
-        delta, *local = answer.payloads
-        return ModelUpdate(delta, head["samples"], head["loss"], head["train_s"], local[0] if local else None)
 
     async def aggregate(
         self,
@@ -278,6 +294,10 @@ class ProcessTrainer(StageRequests):
                 self._worker = await self._start()
             worker, answered = self._worker, False
             try:
+                if self._dropped is not None:
+                    drop = Frame({"op": "train_drop", "session": self._dropped})
+                    await worker.exchange(drop, self._on_progress)
+                    self._dropped = None
                 answer = await worker.exchange(Frame({"op": op, **fields}, payloads), self._on_progress)
                 answered = True
             finally:

@@ -388,3 +388,48 @@ def test_the_node_side_imports_neither_torch_nor_numpy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_an_aggregation_waits_for_a_slice_of_a_training_and_not_for_the_whole() -> None:
+    async def main() -> None:
+        order: list[str] = []
+        under_way = trio.Event()
+        async with (
+            open_trainer(on_progress=lambda _: under_way.set()) as trainer,
+            trio.open_nursery() as nursery,
+        ):
+            work = await endless(trainer)
+
+            async def train() -> None:
+                await trainer.train(replace(work, time_budget_s=4.0))
+                order.append("trained")
+
+            nursery.start_soon(train)
+            await under_way.wait()
+            await trainer.aggregate(MODEL, work.parent, [], max_update_bytes=1 << 30)
+            order.append("aggregated")
+        assert order == ["aggregated", "trained"]
+
+    run(main)
+
+
+def test_a_training_in_slices_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut by other requests or not: the same bytes."""
+
+    async def main() -> None:
+        async with open_trainer() as trainer:
+            parent = await trainer.init_model(MODEL, 1)
+            work = replace(assignment(parent), training=replace(TRAINING, local_steps=400))
+            alone = await trainer.train(work)
+            cut: list[bytes] = []
+
+            async def train() -> None:
+                cut.append((await trainer.train(work)).delta)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(train)
+                for _ in range(6):
+                    await trainer.init_model(MODEL, 2)
+            assert cut == [alone.delta]
+
+    run(main)
