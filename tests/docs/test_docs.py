@@ -245,10 +245,12 @@ def spec_rows() -> dict[str, str]:
 def told_value(spec: jobspec.JobSpec, field: str) -> Any:
     """A field's value in the words of TOML."""
     value: Any = spec
-    for part in field.split("."):
+    for part in field.replace("async.", "buffer.").split("."):
         value = getattr(value, part if hasattr(value, part) else f"{part}_wei")
     if field == "mode":
         return value.name.lower()
+    if isinstance(value, tuple):
+        return list(value)
     return str(value // 10**18) if field in ("reward.round_budget", "reward.required_stake") else value
 
 
@@ -258,8 +260,10 @@ def test_the_job_specs_fields_are_those_of_the_code() -> None:
         "training": jobspec.TrainingSpec,
         "round": jobspec.RoundSpec,
         "reward": jobspec.RewardSpec,
+        "async": jobspec.BufferSpec,
+        "pipeline": jobspec.PipelineSpec,
     }
-    real = {field.name for field in dataclasses.fields(jobspec.JobSpec)} - parts.keys()
+    real = {field.name for field in dataclasses.fields(jobspec.JobSpec)} - parts.keys() - {"buffer"}
     for part, kind in parts.items():
         real |= {f"{part}.{field.name.removesuffix('_wei')}" for field in dataclasses.fields(kind)}
     assert spec_rows().keys() == real
@@ -282,15 +286,26 @@ round_budget = 1
 """
 
 
+IN_WORDS = {  # defaults that depend on other fields, and what they come to in SMALLEST
+    "round.quorum": 3,
+    "async.size": 3,
+    "reward.valuation": "shapley",
+    "model.base": None,
+    "model.lora": None,
+}
+
+
 def test_the_job_specs_defaults_are_those_of_the_code() -> None:
-    spec = jobspec.parse(SMALLEST)
     values = tomllib.loads(SMALLEST)
     given = {key for key, value in values.items() if not isinstance(value, dict)}
     given |= {f"{key}.{name}" for key, value in values.items() if isinstance(value, dict) for name in value}
     assert {field for field, default in spec_rows().items() if default == "required"} == given
     for field, default in spec_rows().items():
-        if field == "round.quorum":
-            assert (spec.round.quorum, default) == (3, "more than half of `min_nodes`")
+        mode = field.partition(".")[0] if field.startswith(("async.", "pipeline.")) else "sync"
+        spec = jobspec.parse(f'mode = "{mode}"\n' + SMALLEST.replace("batch_size = 1", "batch_size = 4"))
+        if field in IN_WORDS:
+            assert told_value(spec, field) == IN_WORDS[field], field
+            assert not re.fullmatch("`[^`]*`", default), field
         elif default != "required":
             assert tomllib.loads(f"x = {default.strip('`')}")["x"] == told_value(spec, field), field
 

@@ -17,7 +17,7 @@ rounds = {rounds}
 local_steps = {steps}
 batch_size = {batch}
 optimizer = "adamw"
-lr = 0.002
+lr = {lr}
 seed = 2
 
 [round]
@@ -48,6 +48,7 @@ class DemoJob:
     steps: int
     batch: int
     commit_s: int
+    lr: float = 0.002
     kill_in_round: int = 2
 
     def spec(self, *, nodes: int, rounds: int) -> str:
@@ -63,6 +64,7 @@ class DemoJob:
             rounds=rounds,
             steps=self.steps,
             batch=self.batch,
+            lr=self.lr,
             nodes=nodes,
             quorum=quorum,
             commit_s=self.commit_s,
@@ -76,6 +78,6 @@ JOBS = {
         DemoJob("sync", nodes=3, rounds=6, unit="round", steps=60, batch=32, commit_s=10),
         DemoJob("async", nodes=3, rounds=9, unit="buffer", steps=60, batch=32, commit_s=10),
         DemoJob("pipeline", nodes=4, rounds=4, unit="run", steps=90, batch=64, commit_s=40),
-        DemoJob("chained", nodes=3, rounds=4, unit="lap", steps=60, batch=32, commit_s=6),
+        DemoJob("chained", nodes=3, rounds=5, unit="lap", steps=40, batch=32, commit_s=6, lr=0.001),
     )
 }

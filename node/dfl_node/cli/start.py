@@ -68,7 +68,7 @@ _READY_LOOK_S = 0.1
 @click.option("--auto-claim", is_flag=True, help="Claim what was earned as soon as it can be claimed.")
 @click.option("--max-store-mb", default=4096, show_default=True, help="Size of the embedded store.")
 @click.option(
-    "--trainer-memory-mb", default=2048, show_default=True, help="Private memory of the trainer's process."
+    "--max-memory", default=2048, show_default=True, help="MiB of private memory for the trainer's process."
 )
 @click.option(
     "--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of the trainer."
@@ -94,7 +94,7 @@ def start(
     no_mdns: bool,
     auto_claim: bool,
     max_store_mb: int,
-    trainer_memory_mb: int,
+    max_memory: int,
     threads: int,
 ) -> None:
     """Run a node until Ctrl-C. A second Ctrl-C ends it at once."""
@@ -108,7 +108,7 @@ def start(
     stake_wei = None if stake is None else config.parse_vnx("--stake", stake)
     rows = config.parse_data(data, shard, split)
     store_bytes = config.mib("--max-store-mb", max_store_mb)
-    trainer_bytes = config.mib("--trainer-memory-mb", trainer_memory_mb)
+    trainer_bytes = config.mib("--max-memory", max_memory)
     kubo = None if ipfs is None else config.parse_ipfs(ipfs)
     if deployment is not None and not deployment.is_file():
         raise UsageError("the value of --deployment cannot be used", why=f"{deployment} does not exist")

@@ -44,7 +44,7 @@ def describe(error: Exception) -> dict[str, Any]:
                 "kind": "DflError",
                 "what": "the trainer ran out of memory",
                 "why": str(error)[:200] or "the model and the batch need more than it may take",
-                "help_command": "dfl-node start --trainer-memory-mb 8192 …",
+                "help_command": "dfl-node start --max-memory 8192 …",
             }
         case _:
             return {
