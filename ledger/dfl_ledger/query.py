@@ -209,6 +209,18 @@ class LedgerRows:
             ).fetchall()
         return tuple(Cid.parse(cid) for (cid,) in rows)
 
+    def delivered_in(self, job: int, cid: Cid, before: int) -> int | None:
+        """The first round before another that has a model and had this piece, whoever revealed it."""
+        with self._read() as db:
+            row = db.execute(
+                "SELECT c.round FROM contributions c INDEXED BY contributions_by_job "
+                "JOIN rounds r ON r.job = c.job AND r.round = c.round "
+                "WHERE c.job = ? AND c.round < ? AND c.cid = ? AND r.published_block IS NOT NULL "
+                "ORDER BY c.round LIMIT 1",
+                (job, before, str(cid)),
+            ).fetchone()
+        return None if row is None else int(row[0])
+
     def unsettled_rounds(self, job: int) -> tuple[int, ...]:
         """Published rounds without a settlement, oldest first."""
         with self._read() as db:

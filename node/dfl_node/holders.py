@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from dfl_ledger import codec
-from dfl_ledger.errors import DflError, PeerMisbehaved
+from dfl_ledger.errors import DflError, PeerMisbehaved, StoreUnavailable
 from dfl_ledger.records import Address, Cid, JobId
 from dfl_node.net.channel import Channel, Peer
 from dfl_node.store.blob_store import BlobStore
@@ -89,6 +89,8 @@ class Holders:
             raise PeerMisbehaved(peer.peer_id, f"asks to hold files of job {job}, where it is no member")
         for cid in cids:
             await self._store.get(cid, max_bytes=limit, timeout_s=FETCH_S, providers=(peer.peer_id,))
+            if not await self._store.has(cid):  # fetched, but on a full disk nothing is kept
+                raise StoreUnavailable(f"file {cid} is not kept", why="the disk is full")
         return KEPT
 
 

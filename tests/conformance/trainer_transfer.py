@@ -142,7 +142,7 @@ async def check_models_that_cannot_be_trained(world: World) -> None:
         ({"name": "nobody"}, "model.name"),
     ):
         with pytest.raises(SpecInvalid) as caught:
-            await world.trainer.check(replace(MODEL, **changes))  # type: ignore[arg-type]
+            await world.trainer.check(replace(MODEL, **changes))
         assert caught.value.field == field, changes
 
 

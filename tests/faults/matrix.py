@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+import sqlite3
 import struct
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
@@ -161,7 +163,7 @@ async def _second_hop(world: World) -> str:
 
     def holder() -> str:
         lease = ledger.lease(JobId(1)) if world.state().round == STRUCK else None
-        return _name(world, lease.node) if lease is not None and lease.position == 1 else ""
+        return name_of(world, lease.node) if lease is not None and lease.position == 1 else ""
 
     await world.until(
         lambda: bool(holder()) and world.machines[holder()].trained[STRUCK] > 0, "the second of a lap trains"
@@ -346,15 +348,45 @@ def check_deadlines(world: World, outages_s: float = 0.0) -> None:
         assert late_s <= GRACE_S + outages_s, f"{_told(begun)} ended {late_s} s after its deadline"
 
 
-def refusals(world: World, name: str) -> dict[int, str]:
-    """A machine's pieces in settled rounds from the stroke on: why each was refused, "" if it was not."""
-    me, found = world.machines[name].address, dict[int, str]()
+@dataclass(frozen=True)
+class Entry:
+    """What a settlement says of one piece."""
+
+    round: int
+    name: str
+    cid: Cid
+    why: str  # it was refused; "" = it was not
+    reward_wei: int  # of its node in this round
+
+
+def entries(world: World, *, since: float = 0.0) -> list[Entry]:
+    """Of every piece that was revealed at or after `since` (Unix seconds) in a round that was settled."""
+    found = []
+    revealed = {
+        (event.args["round"], event.args["index"]): world.mined_at(event)
+        for event in world.job_events("ContributionRevealed")
+    }
     for event in world.job_events("Settled"):
-        round_ = int(str(event.args["round"]))
-        for entry in world.evidence(round_).entries:
-            if round_ >= STRUCK and entry.node == me:
-                found[round_] = "" if entry.accepted else entry.why
+        evidence = world.evidence(int(str(event.args["round"])))
+        rewards = {leaf.account: leaf.reward_wei for leaf in evidence.leaves}
+        found += [
+            Entry(
+                round=evidence.round,
+                name=name_of(world, entry.node),
+                cid=entry.cid,
+                why="" if entry.accepted else entry.why or "without a reason",
+                reward_wei=rewards[entry.node],
+            )
+            for entry in evidence.entries
+            if revealed[evidence.round, entry.index] >= since
+        ]
     return found
+
+
+def made_so_far(world: World, name: str) -> frozenset[Cid]:
+    """The pieces that a machine has journalled."""
+    with closing(sqlite3.connect(world.machines[name].path / "journal.sqlite")) as db:
+        return frozenset(Cid.parse(cid) for (cid,) in db.execute("SELECT cid FROM work"))
 
 
 def numbers(world: World, model: Cid) -> tuple[float, ...]:
@@ -382,7 +414,7 @@ def _peer(name: str) -> PeerId:
     return PeerId(peer_id_of_machine(name))
 
 
-def _name(world: World, address: Address) -> str:
+def name_of(world: World, address: object) -> str:
     (name,) = (m.name for m in world.machines.values() if m.address == address)
     return name
 

@@ -1,4 +1,4 @@
-"""A TCP proxy that can be slow, or down: latency and outages, which no kernel here can make for us."""
+"""A TCP proxy that can be far away, or down: latency and outages, which no kernel here can make for us."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ CHUNK = 1 << 16
 
 
 class Proxy:
-    """Listens on `host`, any port, and passes bytes on to `target` and back, `delay_s` later."""
+    """Listens on `host`, any port, and passes bytes on to `target` and back, `delay_s` later each way."""
 
-    def __init__(self, target: tuple[str, int], *, host: str = "127.0.0.1", delay_s: float = 0.0) -> None:
-        self._target, self._delay_s = target, delay_s
+    def __init__(self, target: tuple[str, int], *, host: str = "127.0.0.1") -> None:
+        self.delay_s = 0.0
+        self._target = target
         self._listener = socket.create_server((host, 0))
         self._open: set[socket.socket] = set()
         self._is_down = False
@@ -68,7 +69,7 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(CHUNK):
-                time.sleep(self._delay_s)
+                time.sleep(self.delay_s)
                 sink.sendall(chunk)
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)

@@ -1,6 +1,8 @@
-"""Real nodes in network namespaces of their own: bad links, cut cables, frozen hosts, a chain out of reach.
+"""Real nodes in network namespaces of their own: bad links, cut cables, frozen hosts, full disks,
+a chain that is far away or out of reach.
 
-Each mode under each of them: the job completes, no round outlives its deadlines, nobody is paid twice.
+Whatever happens to one node, the job completes, no phase outlives its deadline by more than the others take
+to step up, nobody is paid twice, and the node finds its way back.
 """
 
 from __future__ import annotations
@@ -15,14 +17,22 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from dfl_ledger.chain import ChainLedger
+from dfl_ledger.records import JobId
+from dfl_ledger.rpc import Rpc
 from dfl_node.cli.demo_jobs import JOBS
 from dfl_node.localnet import LocalNet, LocalNode, Place
+from dfl_node.rounds.machine import ADVANCE_GRACE_S, ADVANCE_SPREAD_S
+from tests.faults.disks import SmallDisk
 from tests.faults.netns import Host, Hosts, why_not
 from tests.faults.proxy import Proxy
 from tests.faults.test_processes import assert_paid_once, ended
 
 DONE_S = 240.0
-FROZEN_S, CUT_S, DOWN_S = 30.0, 15.0, 20.0
+CAUGHT_UP_S = 60.0
+FROZEN_S, CUT_S, DOWN_S, FULL_S = 30.0, 15.0, 20.0, 20.0
+FAR_S = 0.1  # one way: the round trip to a public endpoint on another continent
+OVERDUE_S = ADVANCE_GRACE_S + 3 * ADVANCE_SPREAD_S + 5.0  # the last rank's turn, on a busy machine
 NODES = 4
 ROUNDS = 3
 
@@ -96,12 +106,65 @@ def chain_away(lab: Lab) -> None:
     lab.chain.up()
 
 
-@pytest.mark.parametrize("fault", [freeze, cut, slow_and_lossy, chain_away], ids=lambda f: f.__name__)
+def chain_far(lab: Lab) -> None:
+    lab.chain.delay_s = FAR_S
+
+
+FAULTS = (freeze, cut, slow_and_lossy, chain_away, chain_far)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("mode", ["sync", "async", "pipeline", "chained"])
 def test_a_job_completes_on_a_bad_network(lab: Lab, mode: str, fault: Callable[[Lab], None]) -> None:
+    suffer(lab, mode, fault)
+
+
+@pytest.mark.parametrize("mode", ["sync", "chained"])
+def test_a_job_completes_while_a_disk_is_full(lab: Lab, mode: str) -> None:
+    process = lab.victim.process
+    assert process is not None
+    process.terminate()
+    process.wait(timeout=10)
+    with SmallDisk(lab.victim.datadir) as disk:
+
+        def full(_: Lab) -> None:
+            disk.fill()
+            time.sleep(FULL_S)
+            disk.free()
+
+        lab.net.start_node(lab.victim)
+        lab.net.wait_ready(lab.victim)
+        suffer(lab, mode, full)
+
+
+def suffer(lab: Lab, mode: str, fault: Callable[[Lab], None]) -> None:
+    """Run a job, do `fault` to the victim in its second round, and see that all ends well."""
     job = lab.net.submit(JOBS[mode].spec(nodes=NODES, rounds=ROUNDS))
     lab.net.watch(job, lambda j: j["round"] >= 2, timeout_s=DONE_S)
     fault(lab)
     final = lab.net.watch(job, ended, timeout_s=DONE_S)
     assert final["completed"] == ROUNDS
+    lab.net.watch(job, ended, timeout_s=CAUGHT_UP_S, node=lab.victim)
     assert_paid_once(lab.net, job, ROUNDS * 100 * 10**18)
+    assert overdue_s(lab.net, job) <= OVERDUE_S
+    for node in lab.net.nodes:
+        assert "Traceback" not in node.log.read_text()
+
+
+def overdue_s(net: LocalNet, job: JobId) -> float:
+    """By how many seconds of the chain the slowest phase or lease of the job outlived its deadline."""
+    rpc, ledger = Rpc(net.chain.rpc_url), ChainLedger(net.chain.rpc_url, net.chain.deployment())
+    try:
+        worst, deadline = 0, None
+        for event in ledger.events(0, ledger.head()):
+            if event.args.get("job") != job:
+                continue
+            if event.name == "JobEnded" or "deadline" in event.args:
+                block = rpc.as_object(rpc.call("eth_getBlockByNumber", hex(event.block), False))
+                worst = max(worst, rpc.as_int(block["timestamp"]) - (deadline or 2**63))
+                deadline = event.args.get("deadline")
+        assert deadline is None, "the job has not ended"
+        return worst
+    finally:
+        ledger.close()
+        rpc.close()

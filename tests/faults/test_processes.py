@@ -37,12 +37,24 @@ def contributors(net: LocalNet, job: JobId, round_: int) -> set[str]:
         return {row.node for row in ledger.revealed(job, round_)}
 
 
+def earnings(net: LocalNet, job: JobId) -> dict[str, int]:
+    """What each node earned in a job that has ended, once the evidence of all its settlements is checked."""
+    deadline = time.monotonic() + 30
+    with net.rows() as ledger:
+        while True:
+            earned: dict[str, int] = {}
+            for row in ledger.contributions(job=job, limit=None):
+                earned[row.node] = earned.get(row.node, 0) + (row.reward_wei or 0)
+            found = ledger.job(job)
+            if found is not None and sum(earned.values()) == found.settled_wei:
+                return earned
+            assert time.monotonic() < deadline, f"the rows lack evidence: {earned}, {found}"
+            time.sleep(0.1)
+
+
 def assert_paid_once(net: LocalNet, job: JobId, budget_wei: int) -> None:
     """Claims of every wallet add up to what its rows say, twice asked is once paid, and the sum fits."""
-    earned: dict[str, int] = {}
-    with net.rows() as ledger:
-        for row in ledger.contributions(job=job, limit=None):
-            earned[row.node] = earned.get(row.node, 0) + (row.reward_wei or 0)
+    earned = earnings(net, job)
     assert 0 < sum(earned.values()) <= budget_wei
     for node in net.nodes:
         if not node.running:

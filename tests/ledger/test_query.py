@@ -190,6 +190,17 @@ def test_what_a_node_delivered_is_in_rounds_that_have_a_model(ledger: Ledger, ro
     assert rows.delivered(2, address(1), 9) == (), "its round is still under way"
 
 
+def test_a_piece_was_delivered_in_the_first_round_with_a_model_that_had_it(
+    ledger: Ledger, rows: LedgerRows
+) -> None:
+    first = Cid.parse(rows.revealed(1, 1)[0].cid)
+    assert rows.delivered_in(1, first, before=1) is None
+    assert rows.delivered_in(1, first, before=3) == 1
+    assert rows.delivered_in(2, first, before=3) is None, "another job"
+    under_way = Cid.parse(rows.contributions(job=2)[0].cid)
+    assert rows.delivered_in(2, under_way, before=9) is None
+
+
 def test_settlements_are_a_proof_on_paper(ledger: Ledger, rows: LedgerRows) -> None:
     found = json.loads(json.dumps(rows.settlements(1)))
     settlement = ledger.evidence[1][0].settlement(ledger.evidence[1][1])

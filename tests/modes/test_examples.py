@@ -66,7 +66,8 @@ def test_an_example_of_each_mode_trains_a_model_that_reads_digits(
 
 
 def test_the_transfer_example_adapts_a_base_and_sends_only_adapters(net: LocalNet, tmp_path: Path) -> None:
-    run(net, (EXAMPLES / "sync.toml").read_text().replace("rounds = 6", "rounds = 2"), tmp_path / "base")
+    short = (EXAMPLES / "sync.toml").read_text().replace("rounds = 6", "rounds = 1")
+    run(net, short.replace("local_steps = 60", "local_steps = 25"), tmp_path / "base")
     before = accuracy(net, tmp_path / "base")
     weights = tmp_path / "base" / "model.safetensors"
     datadir = ("--datadir", str(net.nodes[0].datadir))

@@ -98,6 +98,22 @@ def test_a_member_that_is_asked_has_the_file_afterwards() -> None:
     play(story)
 
 
+def test_a_member_whose_disk_is_full_does_not_say_that_it_keeps_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(nodes: dict[str, Node], network: MemoryNetwork, nursery: trio.Nursery) -> None:
+        a, b = nodes["a"], nodes["b"]
+        cid = await a.store.put(b"model")
+
+        async def fetch(*_: object, **__: object) -> bytes:
+            return b"model"  # as `LocalStore.get` when what it fetched cannot be written
+
+        monkeypatch.setattr(b.store, "get", fetch)
+        assert await a.holders.ask(nursery, JOB, [cid], [b.address]) == 0
+
+    play(story)
+
+
 def test_asking_returns_with_the_first_and_the_rest_go_on_fetching() -> None:
     async def story(nodes: dict[str, Node], network: MemoryNetwork, nursery: trio.Nursery) -> None:
         a, b, c = nodes["a"], nodes["b"], nodes["c"]

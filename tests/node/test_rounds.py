@@ -168,6 +168,17 @@ def test_settling_waits_while_the_trainer_is_needed_for_an_update() -> None:
     assert actions == (Commit(work()), Settle(2))
 
 
+def test_a_long_training_costs_no_settlement_its_window() -> None:
+    """A pipeline's run may take longer than a round may wait for its settlement."""
+    due = (Unsettled(2, 100, 500),)
+    state, _ = step(State(me=ME, trains=True), look(Phase.COMMIT, unsettled=due), 10)
+    assert wake_at(state, 100) == 300
+    state, actions = step(state, Tick(), 299)
+    assert actions == ()
+    _, actions = step(state, Tick(), 300)
+    assert actions == (Settle(2),)
+
+
 def test_rounds_are_settled_oldest_first_and_never_after_their_window() -> None:
     two = (Unsettled(1, 0, 500), Unsettled(2, 0, 600))
     done = look(Phase.COMPLETED, unsettled=two)

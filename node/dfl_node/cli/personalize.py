@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--data", "data_file", type=file_type(), required=True, help="NPZ with X, rows, and y, labels.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True)
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(1, 1_000_000))
-@click.option("--lr", default=0.01, show_default=True, type=click.FloatRange(0, 100, min_open=True))
+@click.option("--lr", default=0.002, show_default=True, type=click.FloatRange(0, 100, min_open=True))
 @click.option(
     "--train",
     "patterns",

@@ -1,6 +1,6 @@
 """Data parallel, asynchronous: a round is a buffer of updates from models that may be some rounds old.
 
-FedBuff (Nguyen et al. 2022, arXiv:2106.06639): an update counts by its samples / sqrt(1 + staleness), and its
+FedBuff (Nguyen et al. 2022, arXiv:2106.06639): an update is shortened by 1 / sqrt(1 + staleness), and its
 staleness is how many models were published between its parent and the round's. All else is `DataParallel`.
 """
 

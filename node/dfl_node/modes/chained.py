@@ -63,7 +63,7 @@ class Chained:
     # -- our hop --------------------------------------------------------------------------------------
     async def hop(self, action: Hop) -> None:
         """Judge, train, store, journal, have it held, tell the chain: within our lease, or not at all."""
-        with trio.move_on_after(max(0.0, self._left_s(action))) as lease:
+        with trio.move_on_after(self._left_s(action)) as lease:
             await self._hop(action)
         if lease.cancelled_caught:
             raise TimedOut(
@@ -177,7 +177,7 @@ class Chained:
         return [node for node in dict.fromkeys((*members, *requester)) if node in here][:KEEPERS]
 
     def _left_s(self, action: Hop) -> float:
-        return action.until - self._context.clock()
+        return max(0.0, action.until - self._context.clock())
 
     # -- everybody's hops -----------------------------------------------------------------------------
     def objection(self, round_: int, row: ContributionRow) -> str:

@@ -78,7 +78,9 @@ class DataParallel:
             return f"declares {row.samples} samples, more than the job's steps can process"
         if not self._is_drawn(round_, Cid.parse(row.parent), Address(row.node)):
             return "its node was not drawn for this round"
-        return ""
+        # A piece of a void round may come again: no model was made of it.
+        earlier = self._parts.rows.delivered_in(self._job, Cid.parse(row.cid), before=round_)
+        return f"is a piece of round {earlier} again" if earlier is not None else ""
 
     async def combine(self, round_: int, parent: Cid, revealed: Revealed) -> tuple[Cid, tuple[Verdict, ...]]:
         """The updates in the order of their reveal, so that every node derives the same bytes."""

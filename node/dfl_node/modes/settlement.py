@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from dfl_ledger import evidence
-from dfl_ledger.errors import TimedOut, VerificationFailed
+from dfl_ledger.errors import PeerUnreachable, TimedOut, VerificationFailed
 from dfl_ledger.evidence import Evidence, EvidenceEntry
 from dfl_ledger.records import Address, Cid, JobId, JobState, Leaf
 from dfl_node.jobspec import JobSpec
@@ -74,12 +74,18 @@ class Settler:
     async def aggregate(self, round_: int, parent: Cid, reveals: int) -> Cid:
         """Make the round's model of all `reveals` pieces and store it.
 
-        Raises DflError when the parent cannot be had, TimedOut when the ledger's rows stay behind the chain.
+        Raises DflError when the parent cannot be had, TimedOut when the ledger's rows stay behind the chain,
+        PeerUnreachable when it is this node that is cut off.
         """
         await self._rows_complete(round_, reveals)
         # One who takes the bytes of a piece with it must not cost us our slot.
         slot_s = self._spec.round.aggregate_s / MAX_AGGREGATORS
         revealed = await self._revealed(round_, min(FETCH_S, slot_s / 2))
+        if not revealed.all_here and not self._parts.channel.peers():  # else ours alone would take all
+            raise PeerUnreachable(
+                f"the pieces of job {self._job} round {round_} are out of reach",
+                why="no peer is connected: the next in line may have more of them",
+            )
         return (await self._combine(round_, revealed, parent))[0]
 
     async def _combine(self, round_: int, revealed: Revealed, parent: Cid) -> tuple[Cid, tuple[Verdict, ...]]:

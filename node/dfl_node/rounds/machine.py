@@ -89,7 +89,8 @@ def wake_at(state: State, now: float) -> float | None:
     if state.chain is None:
         return None
     job, turn = state.chain.job, state.chain.mine.may_aggregate_at
-    times = [t for _, t in state.not_before] + [float(u.settle_from) for u in state.chain.unsettled]
+    times = [t for _, t in state.not_before]
+    times += [at for due in state.chain.unsettled for at in (float(due.settle_from), _pressing_from(due))]
     if not job.phase.terminal:
         times += [float(job.deadline), _advance_at(job, state.rank)]
     if job.phase is Phase.AGGREGATE and turn is not None:
@@ -137,11 +138,12 @@ def _wanted(state: State, now: float) -> tuple[Action, ...]:
         wanted.append(Aggregate(job.round, job.model, job.reveals))
     if not job.phase.terminal and now >= _advance_at(job, state.rank):
         wanted.append(Advance(job.round, job.phase))
-    settlements = _wanted_settlements(state.chain.unsettled, now)
+    unsettled = state.chain.unsettled
     if _is_buffered(state):
-        wanted = buffered.in_turn(state, wanted, settlements)
-    elif not any(isinstance(a, Train | Hop) for a in (*wanted, *state.under_way)):
-        wanted += settlements  # the trainer's process scores too; an update that is awaited goes first
+        wanted = buffered.in_turn(state, wanted, _wanted_settlements(unsettled, now, busy=False))
+    else:  # the trainer's process scores too; an update that is awaited goes first
+        busy = any(isinstance(a, Train | Hop) for a in (*wanted, *state.under_way))
+        wanted += _wanted_settlements(unsettled, now, busy=busy)
     if job.phase.terminal and job.requester == state.me and state.chain.refundable_wei > 0:
         wanted.append(Refund(job.refunded_wei))
     return tuple(wanted)
@@ -164,9 +166,17 @@ def _missing_out(job: JobState, mine: Mine) -> bool:
             return False
 
 
-def _wanted_settlements(unsettled: tuple[Unsettled, ...], now: float) -> list[Action]:
-    """The oldest unsettled round, if it is ours to settle: the chain takes them in order."""
-    open_ = [u for u in unsettled if now <= u.settle_until]
-    if not open_ or now < open_[0].settle_from:
+def _wanted_settlements(unsettled: tuple[Unsettled, ...], now: float, *, busy: bool) -> list[Action]:
+    """The oldest unsettled round, if it is ours to settle: the chain takes them in order.
+
+    While we are busy it waits, but not for ever: a pipeline's run may be longer than the settle window.
+    """
+    oldest = next((u for u in unsettled if now <= u.settle_until), None)
+    if oldest is None or now < (_pressing_from(oldest) if busy else oldest.settle_from):
         return []
-    return [Settle(open_[0].round)]
+    return [Settle(oldest.round)]
+
+
+def _pressing_from(due: Unsettled) -> float:
+    """From then on a settlement waits for no training: half of our time for it has gone."""
+    return (due.settle_from + due.settle_until) / 2

@@ -53,7 +53,8 @@ class LoraConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         change = (self.lora_b @ self.lora_a).reshape(self.weight.shape)
-        return self._conv_forward(x, self.weight + self.scale * change, self.bias)
+        y: Tensor = self._conv_forward(x, self.weight + self.scale * change, self.bias)
+        return y
 
 
 def layers(model: nn.Module) -> list[str]:

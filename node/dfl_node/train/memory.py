@@ -265,7 +265,8 @@ def _read(
         tensors = decode(update.data, layout, max_bytes, codec.MAX_DELTA)
     except UpdateRefused as bad:
         return None, 0.0, bad.why
-    return tensors, aggregators.weight(update.samples, update.staleness), ""
+    short = aggregators.discount(update.staleness)
+    return {name: [n * short for n in own] for name, own in tensors.items()}, float(update.samples), ""
 
 
 def _check_rows(data: bytes) -> None:

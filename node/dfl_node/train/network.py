@@ -13,7 +13,7 @@ from torch import nn
 
 from dfl_ledger.errors import SpecInvalid, UpdateRefused
 from dfl_node.train import lora, models, tensors, transfer
-from dfl_node.train.codec import Schema, header, refusal
+from dfl_node.train.codec import check_layout, header
 from dfl_node.train.evaluation import get_state, set_state
 from dfl_node.train.tensors import State
 from dfl_node.train.trainer import ModelConfig
@@ -22,21 +22,20 @@ from dfl_node.train.transfer import Parts
 
 def start(config: ModelConfig, base: Path | None) -> nn.Module:
     """The model as it begins: every parameter of the base, and from the seed what no base gives. Raises
-    UpdateRefused for a base of another architecture."""
+    SpecInvalid for a base of another architecture."""
     torch.manual_seed(config.seed)
     net = models.build(config)
     if base is not None:
-        set_state(net, read_base(base, models.full_schema(config)))
+        set_state(net, read_base(config, base))
     return net
 
 
 def fixed(config: ModelConfig, base: Path | None, names: Collection[str]) -> State:
-    """Some of the parameters that stay as they began. With a base nothing else of it is read into memory."""
-    schema = models.full_schema(config)
-    if base is not None and {tensor.name for tensor in schema.tensors}.issuperset(names):
-        return read_base(base, schema, names)
-    begun = get_state(start(config, base)) if names else {}
-    return {name: begun[name] for name in names}
+    """Some of the parameters that stay as they began. Of a base only these are read; a seed's are drawn for
+    the whole model at once, which then has to fit in."""
+    if not names:
+        return {}
+    return take(start(config, None), names) if base is None else read_base(config, base, names)
 
 
 def parts(net: nn.Module, config: ModelConfig) -> Parts:
@@ -60,34 +59,33 @@ def merged(net: nn.Module, config: ModelConfig) -> State:
     return state | {name: weight.numpy() for name, weight in lora.merged(net)}
 
 
-def read_base(path: Path, schema: Schema, names: Collection[str] | None = None) -> State:
+def read_base(config: ModelConfig, path: Path, names: Collection[str] | None = None) -> State:
     """Tensors of a full model file, all of them by default, as read-only views of the file on disk. Raises
-    UpdateRefused."""
+    SpecInvalid."""
+    schema = models.full_schema(config)
     expected = header(schema)
-    with path.open("rb") as file:
-        sound = file.read(len(expected)) == expected and path.stat().st_size == schema.file_bytes
-    if not sound:  # the whole of it is only read to say what is wrong
-        tensors.decode(path.read_bytes(), schema, max_bytes=schema.file_bytes)
-        raise refusal("it changed while it was read")
-    data = np.memmap(path, np.uint8, "r", offset=len(expected))
-    state: State = {}
-    first = 0
-    for tensor in schema.tensors:
-        if names is None or tensor.name in names:
-            values = data[first : first + tensor.size].view("<f4").reshape(tensor.shape)
-            tensors.check_numbers(tensor.name, values)
-            state[tensor.name] = values
-        first += tensor.size
+    try:
+        with path.open("rb") as file:
+            sound = file.read(len(expected)) == expected and path.stat().st_size == schema.file_bytes
+        if not sound:  # the whole of it is only read to say what is wrong
+            check_layout(found := path.read_bytes(), schema, max_bytes=len(found))
+        data = np.memmap(path, np.uint8, "r", offset=len(expected))
+        state: State = {}
+        first = 0
+        for tensor in schema.tensors:
+            if names is None or tensor.name in names:
+                values = data[first : first + tensor.size].view("<f4").reshape(tensor.shape)
+                tensors.check_numbers(tensor.name, values)
+                state[tensor.name] = values
+            first += tensor.size
+    except UpdateRefused as bad:
+        raise SpecInvalid("model.base", f"is no {config.name} with these arguments: {bad.why}") from bad
     return state
 
 
 def check(config: ModelConfig, base: Path | None) -> None:
     """Raises SpecInvalid with the field's name for a model that nobody could train. Takes no memory."""
-    full = models.full_schema(config)
-    plain_names = [tensor.name for tensor in full.tensors]
+    plain_names = [tensor.name for tensor in models.full_schema(config).tensors]
     transfer.check(plain_names, [tensor.name for tensor in models.layout(config).tensors], config)
     if base is not None:
-        try:
-            read_base(base, full)
-        except UpdateRefused as bad:
-            raise SpecInvalid("model.base", f"is no {config.name} with these arguments: {bad.why}") from bad
+        read_base(config, base)

@@ -322,5 +322,5 @@ def _read_updates(
         except UpdateRefused as bad:
             read.append((bad.why, None, 0.0))
         else:
-            read.append(("", state, aggregators.weight(samples, staleness)))
+            read.append(("", tensors.scaled(state, aggregators.discount(staleness)), float(samples)))
     return read

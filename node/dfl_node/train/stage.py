@@ -28,7 +28,7 @@ OPTIMIZER_SLOTS = {"sgd": ("velocity",), "adamw": ("first", "second")}  # what e
 
 # What a worker that splits models takes before it holds a stage: private memory, which `max_memory_bytes`
 # bounds.
-WORKER_BYTES = 320 << 20
+WORKER_BYTES = 352 << 20
 _GRADIENTS = 2  # for each weight: those added up so far, and those of the micro-batch at hand
 
 

@@ -7,7 +7,6 @@ memory. What goes between the node and a stage goes tensor by tensor, so that no
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfl_ledger.errors import DflError, SpecInvalid
-from dfl_node.train import models
-from dfl_node.train.codec import header, refusal
-from dfl_node.train.evaluation import Inputs, scaled
+from dfl_node.train import models, network
+from dfl_node.train.codec import refusal
+from dfl_node.train.evaluation import Inputs, scaled, set_state
 from dfl_node.train.local_sgd import seed_words, trainable
 from dfl_node.train.optimizers import optimizer
 from dfl_node.train.stage import Array, SegmentCost, StageConfig, array_refusal, check_cuts
@@ -154,32 +153,10 @@ class HeldStage:
         return self._optimizer.steps
 
     def fill_fixed(self, base: Path | None) -> None:
-        """Set what nobody trains: from the base, of which only that is read, or as the job's seed has it.
-
-        A seed's values are drawn for the whole model at once, which then has to fit in. Raises SpecInvalid if
-        the base is of another architecture.
-        """
-        model = self._config.model
-        fixed = {name: p for name, p in self._module.named_parameters() if not p.requires_grad}
-        if not fixed:
-            return
-        if base is None:
-            torch.manual_seed(model.seed)
-            drawn = models.build(model).state_dict()
-            with torch.no_grad():
-                for name, parameter in fixed.items():
-                    parameter.copy_(drawn[name])
-            return
-        schema = models.full_schema(model)
-        expected = header(schema)
-        with base.open("rb") as file:
-            if file.read(len(expected)) != expected or base.stat().st_size != schema.file_bytes:
-                raise SpecInvalid("model.base", f"is no {model.name} with these arguments")
-            for tensor in schema.tensors:
-                if tensor.name in fixed:
-                    self.fill(tensor.name, file.read(tensor.size))
-                else:
-                    file.seek(tensor.size, os.SEEK_CUR)
+        """Set what nobody trains: from the base, or as the job's seed has it. Raises SpecInvalid if the base
+        is of another architecture."""
+        names = [name for name, p in self._module.named_parameters() if not p.requires_grad]
+        set_state(self._module, network.fixed(self._config.model, base, names))
 
     def fill(self, name: str, data: bytes) -> None:
         """Set one tensor. Raises UpdateRefused."""

@@ -74,8 +74,8 @@ PLAIN = AggregationConfig()  # FedAvg: the weighted mean, and nothing else
 
 @dataclass(frozen=True, slots=True)
 class WeightedUpdate:
-    """An update as it came, and what it weighs: samples / sqrt(1 + staleness) (FedBuff, Nguyen et al. 2022,
-    arXiv:2106.06639)."""
+    """An update as it came. It weighs its samples, and is shortened by 1 / sqrt(1 + staleness) (FedBuff,
+    Nguyen et al. 2022, arXiv:2106.06639)."""
 
     data: bytes  # safetensors
     samples: int  # as its node declared them

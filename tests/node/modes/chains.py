@@ -107,6 +107,18 @@ async def loss(world: World, model: Cid) -> float:
         return float("inf")
 
 
+def rewards(world: World, round_: int) -> dict[str, int]:
+    """What each node earned in a lap, by name."""
+    names = {machine.address: name for name, machine in world.machines.items()}
+    return {names[leaf.account]: leaf.reward_wei for leaf in world.evidence(round_).leaves}
+
+
+def refusals(world: World, round_: int) -> dict[str, str]:
+    """Why which nodes' hops were refused."""
+    names = {machine.address: name for name, machine in world.machines.items()}
+    return {names[entry.node]: entry.why for entry in world.evidence(round_).entries if not entry.accepted}
+
+
 async def check_models(world: World) -> None:
     """Every hop goes on from what the chain offered it; every lap ends with the better of its last two."""
     laps = defaultdict[int, list[Hop]](list)

@@ -176,6 +176,8 @@ def test_a_killed_conductor_is_followed_by_the_next_in_the_order(
 
     async def story(world: World) -> None:
         await complete(world, disturb)
+        turn = record(world).turns[-1]  # told by the successor, which fed from the last recovery point
+        assert (turn.step, turn.why) == (4, f"conductor {world.machines[killed[0]].address} lost")
         for entry in world.evidence(1).entries:
             assert entry.node != world.machines[killed[0]].address
 

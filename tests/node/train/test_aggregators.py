@@ -117,10 +117,12 @@ def test_a_negative_zero_leaves_no_trace() -> None:
         assert all(math.copysign(1, value) == 1 for value in found)
 
 
-def test_plain_mean_weighs_samples_and_staleness() -> None:
-    weights = [aggregators.weight(100, 0), aggregators.weight(100, 3)]
-    assert weights == [100.0, 50.0]
-    assert combine("mean", {}, [[3.0] * 5, [0.0] * 5], weights) == [2.0] * 5
+def test_plain_mean_weighs_samples() -> None:
+    assert combine("mean", {}, [[3.0] * 5, [0.0] * 5], [100.0, 50.0]) == [2.0] * 5
+
+
+def test_a_stale_update_counts_for_less_by_itself() -> None:
+    assert [aggregators.discount(staleness) for staleness in (0, 3)] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize("mixing", [0, 1])

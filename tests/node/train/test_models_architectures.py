@@ -155,9 +155,12 @@ def gradients(y: Tensor, wanted: Tensor, modules: Sequence[nn.Module]) -> dict[s
         ("resnet18", {"depth": 34}, "model.args.depth"),
         ("lstm", {"layers": 9}, "model.args.layers"),
         ("lstm", {"hidden": 2.5}, "model.args.hidden"),
+        ("lstm", {"layers": 5}, "model.args.layers"),  # of 28 steps
         ("cnn_lstm", {"layers": 0}, "model.args.layers"),
+        ("cnn_lstm", {"side": 256, "layers": 3}, "model.args.layers"),  # of 64 columns
         ("transformer", {"heads": 0}, "model.args.heads"),
         ("transformer", {"patch": 5}, "model.args.patch"),  # 28 / 5
+        ("transformer", {"side": 256, "patch": 4}, "model.args.patch"),  # 64 * 64 tokens
     ],
 )
 def test_wrong_arguments_are_refused_by_field(name: str, args: dict[str, Any], field: str) -> None:

@@ -72,11 +72,19 @@ class Conductor:
         self._crew.epoch = member.seat.epoch + 1 if member.seat is not None else 1
         self._docket = Docket()
         self._resting: Address | None = None  # whom the last failure was about: others are asked first
-        self._broke: tuple[str, float] | None = None  # why, and when, until training goes on
+        self._moved_at = trio.current_time()  # when there was progress last
+        self._broke = self._inherited(member)  # why, and since when, until training goes on
         self._failures: set[tuple[int, int, Address]] = set()  # (stage, from step, node)
         self._stalls = 0  # with nobody to blame
         self._refusing: set[Address] = set()  # who obeys another conductor, as it says
         self._offered = member.finish  # how the run has ended, as somebody says
+
+    @staticmethod
+    def _inherited(member: Member) -> tuple[str, float] | None:
+        """What a successor has to recover from: its predecessor's end."""
+        if member.seat is None or member.plan is None:
+            return None
+        return f"conductor {member.seat.conductor} lost", member.lost_at
 
     async def run(self) -> Finish:
         """How the run ended, once the pieces of all others are on chain. Raises SteppedDown, DflError."""
@@ -289,6 +297,7 @@ class Conductor:
 
     def _recovered(self) -> None:
         """Training goes on: what the last failure cost is known now."""
+        self._moved_at = trio.current_time()
         self.waiting_for, self._crew.step = "losses", max(self.progress.losses, default=-1) + 1
         if self._broke is not None:
             took_s = trio.current_time() - self._broke[1]
@@ -329,7 +338,7 @@ class Conductor:
             kind=broken.kind,
             why=broken.why,
         )
-        at = self._broke[1] if self._broke else trio.current_time()
+        at = self._broke[1] if self._broke else self._moved_at
         whose = f"stage {plan.holders.index(blamed)} " if blamed in plan.holders else ""
         self._broke = (f"{whose}{broken.kind}: {broken.why}", at)
         self._resting = blamed

@@ -82,7 +82,7 @@ class Turn:
     holders: tuple[Address, ...]
     step: int  # from which it went on
     why: str
-    took_s: float  # from the moment the one before broke until training went on; 0 for the first
+    took_s: float  # from the last progress of the one before until training went on; 0 for the first
 
 
 @dataclass(frozen=True, slots=True)

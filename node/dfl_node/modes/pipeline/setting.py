@@ -36,6 +36,7 @@ class Setting:
     speed: float  # FLOP/s of this node, on the same work as the other members; 0 = not measured
     nursery: trio.Nursery
     attendant: Attendant = field(init=False)  # ourselves, for lines that stay on this node
+    deaf: set[Address] = field(default_factory=set)  # who did not keep the last file that we asked it to
 
     @property
     def me(self) -> Address:
@@ -81,18 +82,23 @@ class Setting:
         return Call(self.run.job, self.run.round, self.run.parent, epoch, stage, port)
 
     async def keep(self, file: bytes) -> Cid:
-        """Store a stage's file here and with another member, the first of KEEPERS that will."""
+        """Store a stage's file here and with another member, the first of KEEPERS that will.
+
+        A member that has just died counts as connected for a while: it must not hold up every file anew.
+        """
         parts = self.context.parts
         cid = await parts.store.put(file)
         place = self.order.index(self.me)
         others = (*self.order[place + 1 :], *self.order[:place])
-        reachable = [node for node in others if node in self.lines.connected()][:KEEPERS]
-        for node in reachable:
+        reachable = [node for node in others if node in self.lines.connected()]
+        for node in sorted(reachable, key=self.deaf.__contains__)[:KEEPERS]:
             async with trio.open_nursery() as asking:
                 kept = await parts.holders.ask(asking, self.run.job, [cid], [node])
                 asking.cancel_scope.cancel()
             if kept:
+                self.deaf.discard(node)
                 return cid
+            self.deaf.add(node)
         log.warning("nobody else holds a stage's file yet", job=self.run.job, cid=str(cid))
         return cid
 

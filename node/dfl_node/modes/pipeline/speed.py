@@ -1,7 +1,8 @@
 """How fast this node is, on work that every member of a job does alike.
 
 What a stage in a run takes says little about another: small layers are all overhead, large ones all
-arithmetic. So each node measures itself on the same piece, the first of the job's model, before its first run.
+arithmetic. So each node measures itself on the same piece, the first of the job's model, before its first
+run.
 """
 
 from __future__ import annotations

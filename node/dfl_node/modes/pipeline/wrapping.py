@@ -61,11 +61,33 @@ class Wrapping:
             if ended():
                 return None
             chosen = committers(point.holders, self._crew.hands, self._setting.me)
-            if chosen is not None:
+            if chosen is not None and await self._places_left(chosen):
                 return Finish(self._crew.epoch, point, chosen)
             with trio.move_on_after(LOOK_S):
                 self._hear(*await self._crew.inbox.receive())
-        raise TimedOut("fewer nodes than stages are left to commit the pieces", why="the round ends")
+        raise TimedOut(
+            "the pieces of a pipeline could not be committed",
+            why="fewer nodes than stages are left, or another attempt's pieces are on chain",
+        )
+
+    async def _places_left(self, chosen: tuple[Address, ...]) -> bool:
+        """Whether all our stages can still be committed before COMMIT is full.
+
+        After a partition another conductor may have finished first: a mixture of two attempts makes no model,
+        so who comes second holds its pieces back.
+        """
+        ledger, run = self._setting.context.parts.ledger, self._setting.run
+
+        def look() -> bool:
+            job = ledger.job(run.job)
+            ours = sum(ledger.committed(run.job, run.round, node) for node in chosen)
+            return job is None or job.terms.target - (job.commits - ours) >= len(chosen)
+
+        try:
+            return await trio.to_thread.run_sync(look)
+        except DflError as gone:
+            log.debug("commits not seen", job=run.job, why=str(gone))
+            return True
 
     async def see_committed(self, finish: Finish) -> Finish:
         """Tell everybody; returns when the pieces of all others are on chain, or time is up.

@@ -17,7 +17,7 @@ fewer updates arrived than were hoped for, the coordinate median without mixing 
 nothing but an honest majority. (Of one update it is that update, of two their mean.) That holds wherever f is
 used: with `mixing`, and in trimmed-mean and multi-krum.
 
-Only the plain mean weighs updates, by samples and staleness. All other rules count heads: `f` of them are
+Only the plain mean weighs updates, by samples. All other rules count heads: `f` of them are
 assumed to lie, and they would lie about their samples too.
 """
 
@@ -67,9 +67,14 @@ class Middle:
 Plan = Sum | Middle
 
 
-def weight(samples: int, staleness: int) -> float:
-    """samples / sqrt(1 + staleness) (FedBuff, Nguyen et al. 2022, arXiv:2106.06639)."""
-    return samples / math.sqrt(1 + staleness)
+def discount(staleness: int) -> float:
+    """What a stale update is multiplied by, 1 / sqrt(1 + staleness) (FedBuff, Nguyen et al. 2022,
+    arXiv:2106.06639).
+
+    The update itself and not its weight among the others: a step made of stale updates alone must be shorter
+    too. Full steps on a model that is one or more behind overshoot, and then the next ones do.
+    """
+    return 1 / math.sqrt(1 + staleness)
 
 
 def check(name: str, args: Mapping[str, Any]) -> dict[str, float]:

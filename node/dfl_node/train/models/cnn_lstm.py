@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dfl_node.train.models import IMAGE, Architecture, IntArg, image_shape
-from dfl_node.train.models.lstm import layer
+from dfl_node.train.models.lstm import check_cells, layer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,11 @@ def _build(width: int, hidden: int, layers: int, side: int, channels: int, class
     return CnnLstm()
 
 
+def _input_shape(side: int, layers: int, **args: int) -> tuple[int, ...]:
+    check_cells(side // 4, layers)
+    return image_shape(side, **args)
+
+
 def _cuts(layers: int, **_: int) -> tuple[str, ...]:
     return ("conv2", *(f"layers.{place}" for place in range(layers)), "head")
 
@@ -54,7 +59,7 @@ MODEL = Architecture(
         "layers": IntArg(1, 1, 8),
         **IMAGE,
     },
-    input_shape=image_shape,
+    input_shape=_input_shape,
     build=_build,
     cuts=_cuts,
 )

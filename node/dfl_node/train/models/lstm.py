@@ -6,17 +6,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dfl_ledger.errors import SpecInvalid
 from dfl_node.train.models import CLASSES, Architecture, IntArg
 
 if TYPE_CHECKING:
     from torch import nn
 
+# Steps times layers: a split traces each of them, which takes 3 s for so many and grows faster than they do.
+MAX_CELLS = 128
+
+
+def check_cells(steps: int, layers: int) -> None:
+    """Raises SpecInvalid."""
+    if steps * layers > MAX_CELLS:
+        why = f"is {layers}: times {steps} steps, more than the {MAX_CELLS} cells allowed"
+        raise SpecInvalid("model.args.layers", why)
+
 
 def layer(inputs: int, hidden: int) -> nn.Module:
     """One LSTM layer: (B, T, inputs) -> (B, T, hidden), from a state of zeros.
 
-    Written out: `nn.LSTM` is one opaque operation, into whose input no adapter can go. The recurrent weights
-    are no linear layer, since a layer that is called at each step cannot be cut into stages.
+    Written out: `nn.LSTM` is one opaque operation, into whose input no adapter can go, and whose first state
+    stays on the meta device after a split made there. The recurrent weights are no linear layer, since a
+    layer that is called at each step cannot be cut into stages.
     """
     import torch
     from torch import Tensor, nn
@@ -66,7 +78,8 @@ def _build(hidden: int, layers: int, steps: int, features: int, classes: int) ->
     return LstmClassifier()
 
 
-def _input_shape(steps: int, features: int, **_: int) -> tuple[int, ...]:
+def _input_shape(steps: int, features: int, layers: int, **_: int) -> tuple[int, ...]:
+    check_cells(steps, layers)
     return (steps, features)
 
 
@@ -78,7 +91,7 @@ MODEL = Architecture(
     args={
         "hidden": IntArg(64, 1, 1024),
         "layers": IntArg(2, 1, 8),
-        "steps": IntArg(28, 1, 512),
+        "steps": IntArg(28, 1, MAX_CELLS),
         "features": IntArg(28, 1, 4096),
         "classes": CLASSES,
     },

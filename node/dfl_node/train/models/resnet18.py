@@ -42,7 +42,8 @@ def _build(width: int, side: int, channels: int, classes: int) -> nn.Module:
         def forward(self, x: Tensor) -> Tensor:
             y = self.norm1(self.conv1(x)).relu()  # (B, outputs, side / stride, side / stride)
             y = self.norm2(self.conv2(y))
-            return (y + self.shortcut(x)).relu()
+            out: Tensor = (y + self.shortcut(x)).relu()
+            return out
 
     class ResNet18(nn.Module):
         def __init__(self) -> None:

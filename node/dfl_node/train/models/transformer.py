@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MEAN, STD = 0.13, 0.31  # of a handwritten digit's pixels in [0, 1]
 EXPANSION = 4  # of the feed-forward part
 PLACE_STD = 0.02  # of the learned places, at first
+MAX_TOKENS = 1024  # attention takes memory by their square
 
 
 def _build(
@@ -77,6 +78,9 @@ def _build(
 def _input_shape(side: int, patch: int, **args: int) -> tuple[int, ...]:
     if side % patch:
         raise SpecInvalid("model.args.patch", f"is {patch}, which does not divide model.args.side = {side}")
+    if (side // patch) ** 2 > MAX_TOKENS:
+        why = f"is {patch}, which makes more than {MAX_TOKENS} tokens of an image of {side}x{side}"
+        raise SpecInvalid("model.args.patch", why)
     return image_shape(side, **args)
 
 
