@@ -16,6 +16,7 @@ from dfl_node.bases import keep_base
 from dfl_node.jobspec import JobSpec
 from dfl_node.modes.mode import aggregation
 from dfl_node.specrules import model_config
+from dfl_node.train import strategies
 
 if TYPE_CHECKING:
     from dfl_node.node import Node
@@ -29,8 +30,10 @@ async def bundle(node: Node, job: JobId) -> DownloadBundle:
         raise UsageError(f"there is no job {job}", why="the chain has none", help_command="dfl-node job list")
     spec = jobspec.decode(await parts.store.get(state.terms.spec, max_bytes=jobspec.MAX_SPEC_BYTES))
     shared = await parts.store.get(state.model, max_bytes=spec.training.max_update_bytes)
-    await keep_base(parts, spec)
-    model = await parts.trainer.export(model_config(spec), shared, aggregation(spec))
+    model = shared
+    if _travels_in_part(spec):  # else it is what it is, and may be larger than our trainer's memory
+        await keep_base(parts, spec)
+        model = await parts.trainer.export(model_config(spec), shared, aggregation(spec))
     rows = await in_thread(partial(parts.rows.contributions, job=job, limit=None))
     contributions = [row.to_json() for row in rows]
     settlements = await in_thread(parts.rows.settlements, job)
@@ -65,6 +68,13 @@ async def bundle(node: Node, job: JobId) -> DownloadBundle:
             "ledger-proof.json": _json(proof),
         }
     )
+
+
+def _travels_in_part(spec: JobSpec) -> bool:
+    """Whether a model file of the job is not a plain, whole model."""
+    model = spec.model
+    state = strategies.find(spec.training.strategy).server
+    return bool(model.freeze or model.personal or model.lora or state)
 
 
 def _model_card(spec: JobSpec, state: JobState, contributions: list[dict[str, Any]]) -> str:

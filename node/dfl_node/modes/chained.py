@@ -199,7 +199,8 @@ class Chained:
         if not measured[model].sound:
             raise VerificationFailed(f"job {self._job} round {round_} has no model", why=measured[model].why)
         whys = laps.objections(links, measured)
-        refused = [bad or why for bad, why in zip(revealed.refused, whys, strict=True)]
+        # Not `revealed.refused`: what came too late for it may have come in time to be measured.
+        refused = [self.objection(round_, row) or why for row, why in zip(revealed.rows, whys, strict=True)]
         kept = await self._parts.store.put(await self._context.fetch_model(model))  # pinned, whoever made it
         return kept, tuple(Verdict(not why, why) for why in refused)
 
