@@ -130,6 +130,7 @@ class LocalNet:
             *("--rpc-url", node.place.rpc_url or self.chain.rpc_url),
             *("--deployment", str(self.chain.deployment_path)),
             *("--listen", f"/ip4/{node.place.address}/tcp/0", "--no-mdns", "--stake", str(STAKE_VNX)),
+            "--share-rows",  # they are nobody's secret
             *("--log-format", "json"),
             *(("--bootnodes", boot[0]) if boot and node.knows_another else ()),
             *node.options,

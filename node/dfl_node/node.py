@@ -20,7 +20,7 @@ from dfl_ledger.errors import (
     SpecInvalid,
     UpdateRefused,
 )
-from dfl_ledger.records import Event, JobId, JobState
+from dfl_ledger.records import Event, JobId, JobState, Mode
 from dfl_node import jobspec
 from dfl_node.bases import keep_base
 from dfl_node.config import NodeConfig, Role
@@ -180,6 +180,8 @@ class Node:
                 await trio.sleep(SPEC_RETRY_S)
         part = JobPart(job, spec, self.parts, bytes_sent=self.bytes_sent, clock=time.time, may_join=may_join)
         log.info("job found", job=job, name=spec.name, app=spec.app, trains=part.state.trains)
+        if spec.mode is Mode.PIPELINE and self.parts.trains and not self.parts.share_rows:
+            log.warning("a pipeline shows rows to other nodes: watching only", job=job, help="--share-rows")
         return part
 
     def _has_stake_for(self, state: JobState) -> bool:

@@ -30,3 +30,4 @@ class Parts:
     trains: bool  # the role `train`
     lines: Lines  # of pipelined runs
     trainer_memory_bytes: int  # that the trainer's process may take
+    share_rows: bool = False  # its owner lets rows leave this node, as pipelines need it

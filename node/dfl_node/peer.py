@@ -99,7 +99,10 @@ async def _remember_peers(folder: Path, operator: Operator) -> None:
     while True:
         peers = operator.peer_list()
         if peers:
-            await trio.to_thread.run_sync(datadir.write_peers, folder, peers)
+            try:
+                await trio.to_thread.run_sync(datadir.write_peers, folder, peers)
+            except OSError as full:
+                log.debug("peers not remembered", why=str(full))
         await trio.sleep(PEERS_FILE_S)
 
 
@@ -179,6 +182,7 @@ async def _open(
         journal=await in_thread(Journal, config.datadir / "journal.sqlite"),
         data=config.data,
         trains=Role.TRAIN in config.roles,
+        share_rows=config.share_rows,
         lines=Lines(channel),
         trainer_memory_bytes=config.trainer_memory_bytes,
     )

@@ -65,6 +65,9 @@ _READY_LOOK_S = 0.1
 )
 @click.option("--stake", metavar="VNX", help="Stake at least this much.  [default: what is staked already]")
 @click.option("--no-mdns", is_flag=True, help="Do not look for peers on the local network.")
+@click.option(
+    "--share-rows", is_flag=True, help="Take part in pipelines, where rows of yours leave this node."
+)
 @click.option("--auto-claim", is_flag=True, help="Claim what was earned as soon as it can be claimed.")
 @click.option("--max-store-mb", default=4096, show_default=True, help="Size of the embedded store.")
 @click.option(
@@ -92,6 +95,7 @@ def start(
     split: str,
     stake: str | None,
     no_mdns: bool,
+    share_rows: bool,
     auto_claim: bool,
     max_store_mb: int,
     max_memory: int,
@@ -126,6 +130,7 @@ def start(
             data=rows,
             stake_wei=stake_wei,
             mdns=not no_mdns,
+            share_rows=share_rows,
             auto_claim=auto_claim,
             max_store_bytes=store_bytes,
             trainer_memory_bytes=trainer_bytes,

@@ -199,8 +199,10 @@ class Chained:
         if not measured[model].sound:
             raise VerificationFailed(f"job {self._job} round {round_} has no model", why=measured[model].why)
         whys = laps.objections(links, measured)
-        # Not `revealed.refused`: what came too late for it may have come in time to be measured.
-        refused = [self.objection(round_, row) or why for row, why in zip(revealed.rows, whys, strict=True)]
+        refused = [  # what did not come with the others may have come in time to be measured
+            (bad or why) if why else self.objection(round_, row)
+            for row, bad, why in zip(revealed.rows, revealed.refused, whys, strict=True)
+        ]
         kept = await self._parts.store.put(await self._context.fetch_model(model))  # pinned, whoever made it
         return kept, tuple(Verdict(not why, why) for why in refused)
 

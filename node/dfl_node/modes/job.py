@@ -75,9 +75,9 @@ class JobPart:
         self._settler = Settler(job, spec, parts, self._mode)
         self._meter = RoundMeter(job, parts, bytes_sent, clock)
         me = parts.ledger.address
-        self._state = rounds.State(
-            me=me, trains=may_join and parts.trains and spec.app in parts.data, rank=job_seed(me, job) % 4
-        )
+        willing = parts.share_rows or spec.mode is not Mode.PIPELINE
+        trains = may_join and willing and parts.trains and spec.app in parts.data
+        self._state = rounds.State(me=me, trains=trains, rank=job_seed(me, job) % 4)
         self._report, self._events = trio.open_memory_channel[rounds.Event](math.inf)
         self._news = trio.Event()
         self._trainings: dict[int, trio.CancelScope] = {}  # by round; at most two overlap, while one ends
@@ -109,9 +109,7 @@ class JobPart:
     # -- the loop -------------------------------------------------------------------------------------
     async def run(self) -> None:
         """Until the job has ended and nothing is left for us to do."""
-        work = await trio.to_thread.run_sync(self._parts.journal.work, self.job)
-        promised = await trio.to_thread.run_sync(self._parts.journal.promised, self.job)
-        self._state = replace(self._state, work=work, promised=promised)
+        await self._remember()
         self._news.set()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -124,6 +122,20 @@ class JobPart:
             nursery.cancel_scope.cancel()
         await self._let_go()
         self.closed.set()
+
+    async def _remember(self) -> None:
+        """What we have done already, as the journal has it; with a full disk it may take a while."""
+        journal = self._parts.journal
+        while True:
+            try:
+                work = await trio.to_thread.run_sync(journal.work, self.job)
+                promised = await trio.to_thread.run_sync(journal.promised, self.job)
+            except DflError as gone:
+                log.warning("journal not read", job=self.job, why=str(gone), retry_in_s=RPC_RETRY_S)
+                await trio.sleep(RPC_RETRY_S)
+            else:
+                self._state = replace(self._state, work=work, promised=promised)
+                return
 
     async def _let_go(self) -> None:
         """Unpin what an ended job needs no longer: our updates, and every model but the last.

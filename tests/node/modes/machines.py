@@ -76,6 +76,7 @@ class Machine:
     forge_model: Callable[[bytes], bytes] | None = None  # what it makes of its own hops
     train_s: float = TRAIN_S
     memory_bytes: int = 4 << 30  # that its trainer may take
+    share_rows: bool = True  # its owner allows pipelines
     stage_s: float = 0.02  # of a call of a stage
     forge_array: Callable[[Array], Array] | None = None  # what its stages send
     forge_snapshot: Callable[[bytes], bytes] | None = None

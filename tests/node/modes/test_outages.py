@@ -10,8 +10,9 @@ import pytest
 import trio
 
 from dfl_ledger.errors import StoreUnavailable, TimedOut
-from dfl_ledger.records import Phase
+from dfl_ledger.records import JobId, Phase
 from dfl_node.rounds import machine as rounds
+from dfl_node.rounds.vocabulary import Work
 from tests.node.modes.world import POLL_S, When, World, play
 
 OUTAGE_S = 20.0
@@ -140,6 +141,31 @@ def test_a_job_is_not_given_up_because_one_look_at_the_chain_failed(
         rows = world.running["a"].parts.rows
         kept = rows.unsettled_rounds
         monkeypatch.setattr(rows, "unsettled_rounds", fail_thrice)
+        state = await world.until_over()
+        assert fails == 0
+        assert world.contributions("a") == [1, 2, 3]
+        assert state.phase is Phase.COMPLETED
+        await world.check_end()
+
+    play(story, tmp_path, monkeypatch)
+
+
+def test_a_job_that_begins_while_the_disk_is_full_is_not_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        journal, fails = world.running["a"].parts.journal, 3
+        kept = journal.work
+
+        def fail_thrice(job: JobId) -> Work | None:
+            nonlocal fails
+            if fails:
+                fails -= 1
+                raise StoreUnavailable("the disk is full")
+            return kept(job)
+
+        monkeypatch.setattr(journal, "work", fail_thrice)
+        await world.submit()
         state = await world.until_over()
         assert fails == 0
         assert world.contributions("a") == [1, 2, 3]

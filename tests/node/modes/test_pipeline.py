@@ -370,3 +370,21 @@ def test_nodes_too_small_for_any_stage_say_so_and_the_job_fails_with_its_money(
         await world.check_end()
 
     play(story, tmp_path, monkeypatch, trainers=3)
+
+
+def test_a_node_whose_owner_did_not_allow_it_takes_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pipeline rows leave the node that feeds it."""
+
+    async def story(world: World) -> None:
+        world.kill("d")
+        world.machines["d"].share_rows = False
+        await world.start("d")
+        await submit(world, nodes=3)
+        state = await world.until_over()
+        assert state.completed == 1
+        joined = {event.args["node"] for event in world.job_events("NodeJoined")}
+        assert joined == {world.machines[name].address for name in "abc"}
+
+    play(story, tmp_path, monkeypatch, trainers=4)

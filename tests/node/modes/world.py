@@ -199,6 +199,7 @@ class World:
             journal=WatchedJournal(self, machine),
             data=data if machine.trains else {},
             trains=machine.trains,
+            share_rows=machine.share_rows,
             lines=Lines(channel),
             trainer_memory_bytes=machine.memory_bytes,
         )
