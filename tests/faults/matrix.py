@@ -20,7 +20,7 @@ import trio
 
 from dfl_ledger.errors import StoreUnavailable
 from dfl_ledger.memory import MemoryLedger
-from dfl_ledger.records import Address, Cid, Event, JobId, Mode, Phase
+from dfl_ledger.records import Cid, Event, JobId, Mode, Phase
 from dfl_node.net.channel import PeerId
 from dfl_node.net.memory import Fault as LinkFault
 from dfl_node.net.memory_links import Links
@@ -157,16 +157,17 @@ async def _training(world: World) -> str:
     return "b"
 
 
-async def _second_hop(world: World) -> str:
-    """Who holds the second lease of a lap, in the middle of its training."""
+async def hopping(world: World, position: int = 1) -> str:
+    """Who holds a lease of a lap, by default the second, in the middle of its training."""
     ledger = MemoryLedger(world.chain, world.machines["requester"].address)
 
     def holder() -> str:
         lease = ledger.lease(JobId(1)) if world.state().round == STRUCK else None
-        return name_of(world, lease.node) if lease is not None and lease.position == 1 else ""
+        return name_of(world, lease.node) if lease is not None and lease.position == position else ""
 
     await world.until(
-        lambda: bool(holder()) and world.machines[holder()].trained[STRUCK] > 0, "the second of a lap trains"
+        lambda: bool(holder()) and world.machines[holder()].trained[STRUCK] > 0,
+        f"who has position {position} in a lap trains",
     )
     await trio.sleep(1)
     return holder()
@@ -182,7 +183,7 @@ async def _second_stage(world: World) -> str:
 JOBS = {
     Mode.SYNC: Job(Mode.SYNC, 3, 3, lambda world: world.submit(rounds=3), _training),
     Mode.ASYNC: Job(Mode.ASYNC, 6, 3, lambda world: buffers.submit(world, rounds=6), _training),
-    Mode.CHAINED: Job(Mode.CHAINED, 3, 3, lambda world: chains.submit(world, rounds=3), _second_hop),
+    Mode.CHAINED: Job(Mode.CHAINED, 3, 3, lambda world: chains.submit(world, rounds=3), hopping),
     Mode.PIPELINE: Job(
         Mode.PIPELINE,
         2,

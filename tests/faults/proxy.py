@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 CHUNK = 1 << 16
+JOIN_S = 5.0
 
 
 class Proxy:
@@ -20,6 +21,7 @@ class Proxy:
         self._target = target
         self._listener = socket.create_server((host, 0))
         self._open: set[socket.socket] = set()
+        self._threads = [threading.Thread(target=self._serve, daemon=True)]
         self._is_down = False
         self._lock = threading.Lock()
 
@@ -29,14 +31,18 @@ class Proxy:
         return f"http://{host}:{port}"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._threads[0].start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.down()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # closing it alone wakes no `accept`
         self._listener.close()
+        for thread in self._threads:
+            thread.join(JOIN_S)
 
     def down(self) -> None:
         """Every connection breaks, and new ones are closed at once."""
@@ -61,10 +67,23 @@ class Proxy:
                 except OSError:
                     client.close()
                     continue
-                with self._lock:
-                    self._open |= {client, server}
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+                carrier = threading.Thread(target=self._carry, args=(client, server), daemon=True)
+                self._threads.append(carrier)
+                carrier.start()
+
+    def _carry(self, client: socket.socket, server: socket.socket) -> None:
+        """Both ways, until both have ended."""
+        with client, server:
+            with self._lock:
+                if self._is_down:
+                    return
+                self._open |= {client, server}
+            back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+            back.start()
+            self._pump(client, server)
+            back.join()
+            with self._lock:
+                self._open -= {client, server}
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ from tests.faults.matrix import (
     check_deadlines,
     end,
     entries,
+    hopping,
     made_so_far,
     name_of,
     numbers,
@@ -149,6 +150,29 @@ def test_an_aggregator_that_is_cut_off_leaves_the_round_to_the_next_in_line(
         assert sum(rewards) <= BUDGET_WEI
         assert sorted(rewards)[0] == 0 < sorted(rewards)[1]
         check_deadlines(world)
+        await world.check_end()
+
+    play(story, tmp_path, monkeypatch)
+
+
+def test_a_lap_that_ends_with_a_hop_that_came_late_pays_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not among the pieces that were fetched, but there when the lap's models were measured."""
+
+    async def story(world: World) -> None:
+        await JOBS[Mode.CHAINED].submit(world)
+        last = await hopping(world, position=2)
+        begin(world, Mode.CHAINED, Fault.FLIPPED_BYTES, last)
+        await world.until_round(STRUCK, Phase.AGGREGATE)
+        await trio.sleep(2)  # by now it was asked once; who has lied is not asked again for this fetch
+        await end(world, Fault.FLIPPED_BYTES, last)
+        state = await world.until_over()
+        assert (state.phase, state.completed) == (Phase.COMPLETED, JOBS[Mode.CHAINED].rounds)
+        (entry,) = (e for e in entries(world) if (e.round, e.name) == (STRUCK, last))
+        assert entry.cid == published(world, STRUCK)
+        assert not entry.why
+        assert entry.reward_wei > 0
         await world.check_end()
 
     play(story, tmp_path, monkeypatch)

@@ -22,7 +22,8 @@ from dfl_ledger.records import JobId
 from dfl_ledger.rpc import Rpc
 from dfl_node.cli.demo_jobs import JOBS
 from dfl_node.localnet import LocalNet, LocalNode, Place
-from dfl_node.rounds.machine import ADVANCE_GRACE_S, ADVANCE_SPREAD_S
+from dfl_node.node import POLL_S
+from dfl_node.rounds.machine import ADVANCE_GRACE_S, ADVANCE_SPREAD_S, RETRY_S
 from tests.faults.disks import SmallDisk
 from tests.faults.netns import Host, Hosts, why_not
 from tests.faults.proxy import Proxy
@@ -32,7 +33,8 @@ DONE_S = 240.0
 CAUGHT_UP_S = 60.0
 FROZEN_S, CUT_S, DOWN_S, FULL_S = 30.0, 15.0, 20.0, 20.0
 FAR_S = 0.1  # one way: the round trip to a public endpoint on another continent
-OVERDUE_S = ADVANCE_GRACE_S + 3 * ADVANCE_SPREAD_S + 5.0  # the last rank's turn, on a busy machine
+# The last in the queue of those who advance what is overdue, who may have to look and try once more.
+OVERDUE_S = ADVANCE_GRACE_S + 3 * ADVANCE_SPREAD_S + 2 * RETRY_S + 2 * POLL_S
 NODES = 4
 ROUNDS = 3
 
