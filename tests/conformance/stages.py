@@ -123,10 +123,16 @@ def first_weight(data: bytes) -> str:
 
 # -- promises -------------------------------------------------------------------------------------------
 async def check_costs(world: World) -> None:
-    """One a piece, in the order of the cuts."""
+    """One a piece, in the order of the cuts; and as many bytes leave each stage as they say."""
     costs = await world.trainer.segment_costs(MODEL)
     assert [cost.name for cost in costs] == ["", *CUTS]
     assert all(min(cost.parameter_bytes, cost.activation_bytes, cost.flops) > 0 for cost in costs)
+    stages = await world.open(CUTS)
+    x, _ = await world.feed.batch(0, 0)
+    for stage, cost in zip(stages[:-1], costs[:-1], strict=True):
+        x = await stage.forward(0, x)
+        assert len(x.data) == ROWS * cost.passes_bytes
+    await close(stages)
 
 
 async def check_stages_train_as_the_whole(world: World) -> None:

@@ -29,7 +29,8 @@ from tests.faults.matrix import (
     strike,
 )
 from tests.node.modes import pipelines
-from tests.node.modes.world import BUDGET_WEI, Running, When, World
+from tests.node.modes.machines import Running, When
+from tests.node.modes.world import BUDGET_WEI, World
 
 # What the evidence says of a liar's piece, or, in a pipeline, the run's record of why it was replaced.
 WHY = {

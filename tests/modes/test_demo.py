@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-MODES = ("sync", "async", "pipeline", "chained")
+# Deaths in the data parallel modes are in tests/faults too, where they take less time.
+LONG = pytest.mark.long
+MODES = (pytest.param("sync", marks=LONG), pytest.param("async", marks=LONG), "pipeline", "chained")
 FIELDS = {
     *("job_id", "mode", "recovered", "model_cid", "accuracy", "central_accuracy", "rounds", "nodes"),
     *("contributions", "output_dir", "datadir"),

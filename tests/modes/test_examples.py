@@ -60,6 +60,10 @@ def test_an_example_of_each_mode_trains_a_model_that_reads_digits(
 ) -> None:
     job = run(net, (EXAMPLES / f"{mode}.toml").read_text(), tmp_path / "model")
     assert accuracy(net, tmp_path / "model") >= 0.93  # four nodes, of which the pipeline feeds one's rows
+    drawn = net.cli("job", "draw", str(job), "--datadir", str(net.nodes[0].datadir))["edges"]
+    with net.rows() as ledger:
+        pieces = {row.cid for row in ledger.contributions(job=job, limit=None)}
+    assert pieces <= {edge["target"] for edge in drawn}
     kinds = {"chained": {"hop"}, "pipeline": {"stage", "feed"}}
     with net.rows() as ledger:
         assert {row.kind for row in ledger.contributions(job=job)} == kinds.get(mode, {"update"})

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from dfl_ledger.errors import ChainUnreachable, DflError, Reverted
-from dfl_ledger.records import Address, Cid, Contribution, JobId, JobState, Mode, Phase
+from dfl_ledger.records import Address, Cid, Contribution, JobId, JobState, Lease, Mode, Phase
 from dfl_node.jobspec import JobSpec
 from dfl_node.modes import mode
 from dfl_node.modes.measuring import Measurer
@@ -199,12 +199,16 @@ class JobPart:
 
     def _look_sync(self) -> ChainMoved:
         ledger, me = self._parts.ledger, self._parts.ledger.address
+        lease = self._lease(me)
         job = ledger.job(self.job)
+        # These are not one look but two, and the hop that gave us the lease must be the candidate we see.
+        if lease is not None and self._lease(me) != lease:
+            lease = None  # there is news already
         if job is None:  # a reorganisation took the job away; its next block brings it back
             raise ChainUnreachable(
                 f"job {self.job} is not on the chain", why="it may return with a later block"
             )
-        mine = self._mine(job, me)
+        mine = self._mine(job, me, lease)
         unsettled = self._settler.unsettled(job)
         self._meter.see(job)
         self._rows_ended = job.phase.terminal and self.job not in self._parts.rows.open_jobs()
@@ -221,7 +225,14 @@ class JobPart:
             return None
         return History(models, max_lag, frozenset(rows.delivered(self.job, me, DELIVERED)))
 
-    def _mine(self, job: JobState, me: Address) -> Mine:
+    def _lease(self, me: Address) -> Lease | None:
+        """What is lent to us of a chained job."""
+        if self.spec.mode is not Mode.CHAINED:
+            return None
+        lease = self._parts.ledger.lease(self.job)
+        return lease if lease is not None and lease.node == me else None
+
+    def _mine(self, job: JobState, me: Address, lease: Lease | None) -> Mine:
         ledger, under_way = self._parts.ledger, (Phase.COMMIT, Phase.REVEAL, Phase.AGGREGATE)
         active = ledger.active_round(self.job, me)
         standing = job.terms.target > 0  # members stay members, whether they contribute or not
@@ -233,8 +244,6 @@ class JobPart:
         else:
             revealed = committed and active > job.round
         turn = ledger.may_aggregate_at(self.job, me) if revealed and job.phase is Phase.AGGREGATE else None
-        leased = job.phase is Phase.COMMIT and job.terms.mode is Mode.CHAINED and member
-        lease = ledger.lease(self.job) if leased else None
         return Mine(
             active_round=active,
             member=member,
@@ -242,7 +251,7 @@ class JobPart:
             committed=committed,
             revealed=revealed,
             may_aggregate_at=turn,
-            lease_until=lease.until if lease is not None and lease.node == me else None,
+            lease_until=lease.until if lease is not None else None,
         )
 
     # -- the actions ----------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from dfl_node.train.trainer import AggregationConfig, ModelConfig, TrainingConfi
 
 log = structlog.get_logger(__name__)
 
+MAX_VALIDATION_BYTES = 64 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -98,9 +100,6 @@ class Context:
         return work
 
 
-MAX_VALIDATION_BYTES = 64 * 1024 * 1024
-
-
 class ModePart(Protocol):
     """One node's part in one job, as far as the mode decides it."""
 
@@ -121,7 +120,9 @@ class ModePart(Protocol):
         ...
 
     @property
-    def max_piece_bytes(self) -> int: ...
+    def max_piece_bytes(self) -> int:
+        """The largest file that a piece of the job may be."""
+        ...
 
     def objection(self, round_: int, row: ContributionRow) -> str:
         """Why this piece cannot count whatever its bytes say, or "". Blocks; called in a thread."""

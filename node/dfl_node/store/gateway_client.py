@@ -1,7 +1,8 @@
 """Files from peers' trustless gateways over HTTP: the fast path.
 
-A provider that is hinted at is asked for one CAR stream. Otherwise, and for what is still missing, several
-gateways are asked for single blocks side by side, so that a dead one costs no time and a slow one little.
+A provider that is hinted at is asked for one CAR stream. Otherwise, if it is slow to begin, and for what is
+still missing, several gateways are asked for single blocks side by side, so that a dead one costs no time and
+a slow one little.
 A gateway that lies, stalls or redirects is dropped for the file; one that does not have it is passed over.
 """
 
@@ -28,6 +29,8 @@ STALL_S = 4.0  # in each such span a gateway must bring STALL_BYTES
 STALL_BYTES = 64 << 10
 LANES = 4  # gateways asked side by side, and blocks in flight
 CAR_PROVIDERS = 2  # hinted providers that are asked for a CAR
+HEAD_START_S = 1.0  # of theirs: then the others are asked too, if nothing has come
+DRAIN_S = 0.1  # for responses that end with the file, whose connections can be used again
 BATCH_BYTES = 4 << 20  # blocks of a CAR are checked and written in batches of this size
 BATCH_BLOCKS = 256
 MAX_UNWANTED_BLOCKS = 64  # in a CAR: some gateways send a block again where it occurs again
@@ -59,9 +62,32 @@ class GatewayFetcher:
         peers = [peer for peer in self._peers() if peer.peer_id not in fetch.dropped and _base_url(peer)]
         peers.sort(key=lambda peer: (peer.peer_id not in providers, peer.latency_s or 1.0))
         failures: list[DflError] = []
-        for peer in peers[:CAR_PROVIDERS]:
-            if peer.peer_id in providers and fetch.assembly.wants(fetch.root):
-                await self._attempt(fetch, peer, self._take_car, failures)
+        hinted = [peer for peer in peers[:CAR_PROVIDERS] if peer.peer_id in providers]
+        asked = trio.Event()  # all of them have been
+
+        async def take_cars() -> None:
+            for peer in hinted:
+                if fetch.assembly.wants(fetch.root):
+                    await self._attempt(fetch, peer, self._take_car, failures)
+            asked.set()
+            fetch.nudge()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_cars)
+            nursery.start_soon(_cancel_when_over, nursery.cancel_scope, fetch, failures)
+            with trio.move_on_after(HEAD_START_S):
+                while fetch.assembly.wants(fetch.root) and not asked.is_set():
+                    await fetch.change.wait()
+            if not fetch.assembly.wants(fetch.root):  # one of them delivers
+                await asked.wait()
+            await self._from_all([p for p in peers if asked.is_set() or p not in hinted], fetch, failures)
+            await asked.wait()
+            nursery.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+
+    async def _from_all(self, peers: Sequence[Peer], fetch: Fetch, failures: list[DflError]) -> None:
+        """Single blocks from several gateways side by side, until all have been asked."""
         waiting = iter(peers)
         claimed: set[Cid] = set()
 
@@ -75,8 +101,6 @@ class GatewayFetcher:
         async with trio.open_nursery() as nursery:
             for _ in range(min(LANES, len(peers))):
                 nursery.start_soon(lane)
-        if failures:
-            raise failures[0]
 
     async def _attempt(
         self,
@@ -198,6 +222,14 @@ class GatewayFetcher:
         if stall.cancelled_caught:
             raise ValueError(f"its gateway sends less than {STALL_BYTES} bytes in {STALL_S:g} s")
         return True
+
+
+async def _cancel_when_over(scope: trio.CancelScope, fetch: Fetch, failures: Sequence[DflError]) -> None:
+    """A gateway that still keeps us waiting must not hold up a file that is complete."""
+    while not (fetch.done or failures):
+        await fetch.change.wait()
+    await trio.sleep(DRAIN_S)
+    scope.cancel()
 
 
 @contextmanager

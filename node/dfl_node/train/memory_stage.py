@@ -19,6 +19,7 @@ from dfl_ledger.errors import DflError, UpdateRefused, UsageError
 from dfl_node.train import models, stage_files
 from dfl_node.train.codec import Schema, TensorSpec, refusal
 from dfl_node.train.stage import (
+    ARRAY_DTYPE_BYTES,
     OPTIMIZER_SLOTS,
     Array,
     SegmentCost,
@@ -63,7 +64,10 @@ class MemoryStages:
         self._check_open()
         models.check(model)
         names = ("", *models.cuts(model))
-        return tuple(SegmentCost(name, PARAMETER_BYTES, ACTIVATION_BYTES, FLOPS) for name in names)
+        passes = ARRAY_DTYPE_BYTES["F32"] * _WIDTH
+        return tuple(
+            SegmentCost(name, PARAMETER_BYTES, ACTIVATION_BYTES, FLOPS, passes_bytes=passes) for name in names
+        )
 
     async def open_stage(
         self, config: StageConfig, parent: bytes | None, snapshot: bytes | None

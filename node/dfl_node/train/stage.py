@@ -92,6 +92,7 @@ class SegmentCost:
     activation_bytes: int  # a row: what is kept from forward to backward
     flops: int  # a row: forward and backward
     frozen_bytes: int = 0  # of the parameters: these have no gradient and no optimizer's state
+    passes_bytes: int = 0  # a row: what leaves it forward; its gradient, as large, comes back
 
 
 def stage_memory_bytes(costs: Sequence[SegmentCost], config: StageConfig) -> int:

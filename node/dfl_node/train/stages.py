@@ -25,7 +25,14 @@ from dfl_node.train.codec import refusal
 from dfl_node.train.evaluation import Inputs, scaled, set_state
 from dfl_node.train.local_sgd import seed_words, trainable
 from dfl_node.train.optimizers import optimizer
-from dfl_node.train.stage import Array, SegmentCost, StageConfig, array_refusal, check_cuts
+from dfl_node.train.stage import (
+    ARRAY_DTYPE_BYTES,
+    Array,
+    SegmentCost,
+    StageConfig,
+    array_refusal,
+    check_cuts,
+)
 from dfl_node.train.trainer import ModelConfig
 
 _NUMPY: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U8": np.dtype("u1"), "I64": np.dtype("<i8")}
@@ -97,6 +104,7 @@ def _cost(name: str, piece: Piece) -> SegmentCost:
         activation_bytes=math.ceil(sum(t.numel() * t.element_size() for t in kept.values()) / COST_ROWS),
         flops=math.ceil(counter.get_total_flops() / COST_ROWS),
         frozen_bytes=sum(p.numel() * p.element_size() for p in own if not p.requires_grad),
+        passes_bytes=ARRAY_DTYPE_BYTES["F32"] * math.prod(piece.gives[1:]),
     )
 
 

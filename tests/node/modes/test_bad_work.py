@@ -13,7 +13,7 @@ import trio
 
 from dfl_ledger.errors import TimedOut, VerificationFailed
 from dfl_ledger.memory import MemoryLedger
-from dfl_ledger.records import JobId, Phase
+from dfl_ledger.records import Cid, JobId, Phase
 from dfl_node.specrules import model_config
 from dfl_node.store.memory import Fault as StoreFault
 from dfl_node.train.memory import MemoryTrainer
@@ -62,11 +62,14 @@ def test_a_bad_update_is_refused_with_its_reason_and_only_the_others_are_paid(
         await world.submit()
         state = await world.until_over()
         assert (state.phase, state.completed) == (Phase.COMPLETED, 3)
+        seen = set[Cid]()
         for round_ in world.contributions("b"):
             evidence = world.evidence(round_)
             for entry in evidence.entries:
                 assert entry.accepted is (entry.node != crook.address)
-                assert bad.why in entry.why if not entry.accepted else not entry.why
+                why = "is a piece of round 1 again" if entry.cid in seen else bad.why  # an empty file is
+                assert why in entry.why if not entry.accepted else not entry.why
+            seen |= {entry.cid for entry in evidence.entries}
             rewards = {leaf.account: leaf.reward_wei for leaf in evidence.leaves}
             assert rewards.pop(crook.address) == 0
             assert all(rewards.values())

@@ -234,6 +234,31 @@ def test_a_bad_gateway_is_dropped_and_the_next_one_delivers(
     run(story)
 
 
+@pytest.mark.parametrize("hinted", [True, False], ids=["CAR", "blocks"])
+def test_a_frozen_gateway_holds_nobody_up(
+    tmp_path: Path, hinted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is frozen, or whose cable was cut, refuses nothing: one would wait until it has stalled."""
+    monkeypatch.setattr(gateway_client, "HEAD_START_S", 0.1)
+    monkeypatch.setattr(gateway_client, "STALL_S", WITHIN_S)
+
+    async def freeze(_: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async def story() -> None:
+        here, there = BlockFiles(tmp_path / "here"), BlockFiles(tmp_path / "there")
+        cid = await LocalStore(there).put(DATA)
+        async with hostile_gateway(freeze) as bad, gateway(there) as good:
+            peers = [peer("bad", bad), peer("good", good)]
+            async with GatewayFetcher(lambda: peers).opened() as fetcher:
+                store = LocalStore(here, [fetcher])
+                with trio.fail_after(WITHIN_S / 2):
+                    got = await store.get(cid, max_bytes=len(DATA), providers=["bad"] if hinted else [])
+                assert got == DATA
+
+    run(story)
+
+
 @pytest.mark.parametrize(
     ("misdeed", "error"),
     [

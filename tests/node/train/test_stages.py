@@ -262,6 +262,8 @@ def test_costs_are_those_of_the_model() -> None:
     # fc2 takes (B, 16) and gives (B, 10): forward, and both gradients, 2 flops a weight and row.
     assert costs[3].flops == 3 * 2 * 16 * 10
     assert costs[3].activation_bytes == 4 * (16 + 10)
+    # Float32: (B, 3, 14, 14), then (B, 6 * 7 * 7), (B, 16), and the (B, 10) logits.
+    assert [cost.passes_bytes for cost in costs] == [4 * 3 * 14 * 14, 4 * 6 * 7 * 7, 4 * 16, 4 * 10]
     # conv1 keeps its scaled input, its output, and, as int64, where the maxima were.
     assert costs[0].activation_bytes >= 4 * 28 * 28 * (1 + 3) + 8 * 3 * 14 * 14
 

@@ -76,6 +76,7 @@ class Seating:
 
     def _place(self, rooms: Sequence[Room]) -> Layout:
         me, flops = self._setting.me, [cost.flops for cost in self._costs]
+        passes = [cost.passes_bytes for cost in self._costs]
         others = [room for room in rooms if room.node != me]
         if self._feeder_holds:
             tries: list[tuple[Sequence[Room], Address | None]] = [(rooms, me), (others, None)]
@@ -85,7 +86,7 @@ class Seating:
         tries.sort(key=lambda attempt: len(attempt[0]) < self._stages)
         for chosen, must in tries:
             try:
-                return place(flops, self._need, chosen, self._stages, must_hold=must)
+                return place(flops, self._need, chosen, self._stages, passes_bytes=passes, must_hold=must)
             except DoesNotFit as no:
                 last = no
         raise last
