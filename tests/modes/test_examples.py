@@ -59,7 +59,7 @@ def test_an_example_of_each_mode_trains_a_model_that_reads_digits(
     net: LocalNet, mode: str, tmp_path: Path
 ) -> None:
     job = run(net, (EXAMPLES / f"{mode}.toml").read_text(), tmp_path / "model")
-    assert accuracy(net, tmp_path / "model") >= 0.93  # four nodes, of which the pipeline feeds one's rows
+    assert accuracy(net, tmp_path / "model") >= 0.92
     drawn = net.cli("job", "draw", str(job), "--datadir", str(net.nodes[0].datadir))["edges"]
     with net.rows() as ledger:
         pieces = {row.cid for row in ledger.contributions(job=job, limit=None)}

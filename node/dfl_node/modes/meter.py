@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import structlog
+
+from dfl_ledger.errors import StoreUnavailable
 from dfl_ledger.records import JobId, JobState, Phase
 from dfl_node.parts import Parts
+
+log = structlog.get_logger(__name__)
 
 
 class RoundMeter:
@@ -23,6 +28,12 @@ class RoundMeter:
         under_way = job.round if job.phase in (Phase.COMMIT, Phase.REVEAL, Phase.AGGREGATE) else 0
         if under_way == self._round:
             return
+        try:
+            self._note(under_way)
+        except StoreUnavailable as full:  # a statistic: for want of it nobody need lose sight of the chain
+            log.warning("round not measured", job=self._job, why=str(full))
+
+    def _note(self, under_way: int) -> None:
         now, sent = self._clock(), self._bytes_sent()
         if self._round:
             self._journal.round_closed(self._job, self._round, now, sent - self._bytes_at_open)
