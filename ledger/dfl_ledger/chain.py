@@ -34,6 +34,7 @@ from dfl_ledger.records import (
     TxHash,
 )
 from dfl_ledger.rpc import HELP, ResponseTooLarge, Rpc, RpcError
+from dfl_ledger.sent import SentJournal
 from dfl_ledger.transactions import FeePolicy, Mined, Writer, refusal
 
 log = structlog.get_logger(__name__)
@@ -102,6 +103,16 @@ class ChainLedger:
     def close(self) -> None:
         """Close the kept connections."""
         self._rpc.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def resume(self, path: Path) -> None:
+        """Journal what is sent in this file, and first see to what an earlier process left open there.
+
+        Raises StoreUnavailable, ChainUnreachable.
+        """
+        writer = self._wallet()
+        writer.resume(SentJournal(path, chain=self.genesis(), sender=writer.address))
 
     @property
     def address(self) -> Address:

@@ -5,6 +5,7 @@ node.json       url and token of the running node's API (0600)
 node.key        the node key (0600)
 ledger.sqlite   what the chain said; readable while no node runs
 journal.sqlite  what this node must not forget
+sent.sqlite     the transactions it sent, for after a kill
 peers.json      the peers last seen
 """
 

@@ -124,6 +124,7 @@ async def _open(
     folders = (config.datadir, config.datadir.parent)
     ledger = await in_thread(open_chain, config.rpc_url, config.deployment, folders, account)
     stack.callback(ledger.close)
+    await in_thread(ledger.resume, config.datadir / "sent.sqlite")
     deployment = ledger.deployment
     http = HttpServer(config.http_host, config.http_port)
     stack.callback(http.close)
