@@ -14,10 +14,11 @@ round.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from eth_hash.auto import keccak
 
+from dfl_ledger.keccak import hasher
 from dfl_ledger.records import Address, Leaf, ProofStep
 
 MAX_DEPTH = 32  # steps of a proof; the contract refuses longer ones
@@ -31,17 +32,20 @@ _Node = tuple[bytes, int]  # (hash, sum)
 
 def leaf_hash(leaf: Leaf) -> bytes:
     """The leaf's 32 bytes. Raises ValueError if a field does not fit its Solidity type."""
+    return keccak(_leaf_words(_account_number(leaf.account), leaf))
+
+
+def _leaf_words(account: int, leaf: Leaf) -> bytes:
+    """`account` is the leaf's, as a number."""
     _check_leaf(leaf)
-    return keccak(
-        b"".join(
-            (
-                _LEAF_TAG,
-                _account_number(leaf.account).to_bytes(32, "big"),
-                leaf.asset.to_bytes(32, "big"),
-                leaf.score.to_bytes(32, "big", signed=True),
-                leaf.reward_wei.to_bytes(32, "big"),
-                leaf.cumulative_wei.to_bytes(32, "big"),
-            )
+    return b"".join(
+        (
+            _LEAF_TAG,
+            account.to_bytes(32, "big"),
+            leaf.asset.to_bytes(32, "big"),
+            leaf.score.to_bytes(32, "big", signed=True),
+            leaf.reward_wei.to_bytes(32, "big"),
+            leaf.cumulative_wei.to_bytes(32, "big"),
         )
     )
 
@@ -71,9 +75,12 @@ class SumTree:
         self.total_wei = sum(leaf.cumulative_wei for leaf in self.leaves)
         if self.total_wei > UINT128_MAX:
             raise ValueError("the sum of cumulative rewards does not fit in 128 bits")
-        self._levels: list[list[_Node]] = [[(leaf_hash(leaf), leaf.cumulative_wei) for leaf in self.leaves]]
+        hashed = hasher()
+        self._levels: list[list[_Node]] = [
+            [(hashed(_leaf_words(key[0], leaf)), leaf.cumulative_wei) for key, leaf in keyed]
+        ]
         while len(self._levels[-1]) > 1:
-            self._levels.append(_level_above(self._levels[-1]))
+            self._levels.append(_level_above(self._levels[-1], hashed))
         self.root: bytes = self._levels[-1][0][0]
 
     def index_of(self, account: Address, asset: int = 0) -> int:
@@ -116,18 +123,18 @@ def verify(leaf: Leaf, proof: Sequence[ProofStep], root: bytes, total_wei: int) 
     return node == root and sum_wei == total_wei
 
 
-def _level_above(level: list[_Node]) -> list[_Node]:
-    above = [_inner(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+def _level_above(level: list[_Node], hashed: Callable[[bytes], bytes]) -> list[_Node]:
+    above = [_inner(level[i], level[i + 1], hashed) for i in range(0, len(level) - 1, 2)]
     if len(level) % 2:
         above.append(level[-1])
     return above
 
 
-def _inner(left: _Node, right: _Node) -> _Node:
+def _inner(left: _Node, right: _Node, hashed: Callable[[bytes], bytes] = keccak) -> _Node:
     packed = b"".join(
         (_INNER_TAG, left[0], left[1].to_bytes(32, "big"), right[0], right[1].to_bytes(32, "big"))
     )
-    return keccak(packed), left[1] + right[1]
+    return hashed(packed), left[1] + right[1]
 
 
 def _account_number(account: str) -> int:
