@@ -24,7 +24,7 @@ from eth_utils.address import to_checksum_address
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.ledger import Ledger
 from dfl_ledger.query import LedgerRows
-from dfl_ledger.records import Address, Event, Kind, TxHash
+from dfl_ledger.records import Address, BlockRef, Event, Kind, TxHash
 
 ROUNDS_PER_JOB = 100
 UPDATES_PER_ROUND = 20
@@ -49,6 +49,10 @@ class MemoryEvents:
 
     def head(self) -> int:
         return len(self._blocks) - 1
+
+    def block(self, number: int | None = None) -> BlockRef:
+        number = self.head() if number is None else number
+        return BlockRef(number, f"0x{number:064x}", number)
 
     def events(self, from_block: int, to_block: int) -> list[Event]:
         return [event for block in self._blocks[from_block : to_block + 1] for event in block]

@@ -17,6 +17,7 @@ from dfl_ledger.deploy import Deployment, code_missing, find_deployment
 from dfl_ledger.errors import ChainUnreachable, InsufficientFunds, RangeTooLarge, WalletError, WrongChain
 from dfl_ledger.records import (
     Address,
+    BlockRef,
     Cid,
     Contribution,
     Event,
@@ -129,6 +130,19 @@ class ChainLedger:
     # -- time and events ------------------------------------------------------------------------------
     def head(self) -> int:
         return self._rpc_quantity("eth_blockNumber")
+
+    def block(self, number: int | None = None) -> BlockRef:
+        tag = "latest" if number is None else hex(number)
+        found = self._rpc_call("eth_getBlockByNumber", tag, False)
+        if found is None:
+            raise ChainUnreachable(
+                f"{self._rpc.shown} has no block {tag}",
+                why="it lags behind, or its blocks were replaced",
+                help_command=HELP,
+            )
+        with self._understood("eth_getBlockByNumber"):
+            digest = "0x" + self._rpc.as_bytes(found["hash"]).hex()
+            return BlockRef(self._rpc.as_int(found["number"]), digest, self._rpc.as_int(found["timestamp"]))
 
     def genesis(self) -> str:
         """The hash of block 0, which no other chain has."""

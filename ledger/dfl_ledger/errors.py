@@ -19,7 +19,8 @@
     │   ├── CidMismatch           6   the bytes are not what the CID names
     │   ├── UpdateRefused         6   NaN, Inf, wrong shape, too large, not safetensors
     │   ├── BindingInvalid        6   a peer's wallet binding does not verify
-    │   └── PeerMisbehaved        6   a peer broke the protocol
+    │   ├── PeerMisbehaved        6   a peer broke the protocol
+    │   └── ReorgTooDeep          6   the chain replaced blocks that counted as final
     ├── Reverted                  1   a contract refused; carries the decoded custom error
     ├── WrongChain                2   the RPC serves another chain id
     └── DatadirLocked             2   another node runs on this data directory
@@ -141,6 +142,10 @@ class PeerMisbehaved(VerificationFailed):
     def __init__(self, peer: str, why: str) -> None:
         super().__init__(f"peer {peer} misbehaved", why=why, help_command="dfl-node peers")
         self.peer = peer
+
+
+class ReorgTooDeep(VerificationFailed):
+    """The chain replaced more blocks than the ledger can take back: what it says may never have happened."""
 
 
 class Reverted(DflError):

@@ -3,13 +3,12 @@
 Each step writes raw events, everything derived from them and the cursor in one transaction, so that a process
 killed at any point goes on without a gap or a duplicate.
 
-What a reorganisation can change and how it is seen. Blocks below the cursor are read again at every new head:
-the last `finality_blocks` of them whole and, if they hold no event of ours, the block of the newest event
-before them. A block's hash commits to all its ancestors, so an event that is still there under the same hash
-vouches for everything before it; an event that is gone, or new, or in a block of another hash is where the
-chains part. Not seen: a reorganisation deeper than `finality_blocks` that leaves our newest event in place
-and puts new events of ours between it and the last `finality_blocks`. Nor is one seen before the new chain's
-height differs from the old one's.
+What a reorganisation is seen by. The hash of the block that a step ends with is kept; a block's hash commits
+to all its ancestors, so that one that the chain still has vouches for everything up to it. Each look compares
+the newest one. If it is gone, the newest before it that the chain still has is searched for, and what was
+derived from later blocks is taken back. One is always kept that is `finality_blocks` old or older: if that is
+gone too, more was replaced than counts as possible, and the indexer stops with ReorgTooDeep rather than go on
+from a past that may have paid somebody.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from pathlib import Path
 import structlog
 
 from dfl_ledger import projection, schema
-from dfl_ledger.errors import ChainUnreachable, TimedOut, VerificationFailed, WrongChain
+from dfl_ledger.errors import ChainUnreachable, ReorgTooDeep, TimedOut, VerificationFailed, WrongChain
 from dfl_ledger.evidence import Evidence
 from dfl_ledger.ledger import Ledger
-from dfl_ledger.records import Address, Cid, Event, JobId, Leaf, Settlement
+from dfl_ledger.records import Address, BlockRef, Cid, Event, JobId, Leaf, Settlement
 
 log = structlog.get_logger(__name__)
 
 DEFAULT_SPAN_BLOCKS = 2_000
-DEFAULT_FINALITY_BLOCKS = 12
+DEFAULT_FINALITY_BLOCKS = 64  # two epochs of Ethereum, after which a block is final there
 
 
 class Indexer:
@@ -55,8 +54,9 @@ class Indexer:
         self._start = start_block
         self._max_span = self._span = span_blocks
         self._finality = finality_blocks
-        self._seen_head = -1
+        self._seen_tip = ""  # hash of the newest block when there was nothing left to read
         self._lock = threading.Lock()
+        self._path = db_path
         self._db = schema.open_to_write(db_path)
         try:
             with schema.transaction(self._db):
@@ -82,27 +82,28 @@ class Indexer:
         """Index the next range of blocks and return its events in chain order; [] when there is nothing new.
 
         After a reorganisation the range starts where the chains part, so some events come a second time.
-        Raises ChainUnreachable, and VerificationFailed for events that our contracts cannot have emitted.
+        Raises ChainUnreachable, VerificationFailed for events that our contracts cannot have emitted, and
+        ReorgTooDeep, which no further step gets over.
         """
         with self._lock:
-            head = self._ledger.head()
-            if head == self._seen_head and head < self._next:
+            tip = self._ledger.block()
+            if tip.hash == self._seen_tip and tip.number < self._next:
                 return []
             # all reading comes first, so that the transaction never waits for the chain
-            window_start = max(self._start, self._next - self._finality)
-            to_block = min(head, self._next + self._span - 1)
-            events = self._read(window_start, to_block)
-            fork = self._fork(events, window_start, min(head, self._next - 1))
-            first_new = self._next
-            if fork is not None:
-                first_new = fork
-                to_block = min(head, fork + self._max_span - 1)
-                events = self._read(fork, to_block)
-            new = [event for event in events if event.block >= first_new]
-            if self._write(fork, new, to_block + 1):
-                self._seen_head = head
-                return new
-            return []
+            fork = self._fork(tip)
+            first = self._next if fork is None else fork
+            if tip.number < first:  # an endpoint that lags
+                self._seen_tip = tip.hash
+                return []
+            last = self._last_of_step(first, tip)
+            events = self._read(first, last.number)
+            if any(event.block == last.number and event.block_hash != last.hash for event in events):
+                raise ChainUnreachable("the chain changed while it was read", why=f"block {last.number}")
+            if not self._write(fork, events, last, tip):
+                return []
+            if last == tip:
+                self._seen_tip = tip.hash
+            return events
 
     def add_evidence(self, evidence: Evidence, cid: Cid) -> bool:
         """Fill in the scores and rewards of the round that was settled with this evidence.
@@ -166,51 +167,54 @@ class Indexer:
             from_block = end + 1
         return [events[key] for key in sorted(events)]
 
-    def _fork(self, events: list[Event], from_block: int, to_block: int) -> int | None:
-        """The first block whose events are not those we hold, None if all agree.
+    def _last_of_step(self, first: int, tip: BlockRef) -> BlockRef:
+        """Where a step that begins with `first` ends.
 
-        `events` are what the chain has now from `from_block` on; compared up to `to_block`.
+        One always ends just outside the window in which blocks may be replaced. Taken before the events are
+        read: if the chain changes in between, the next step sees it.
         """
-        ours = set(
-            self._db.execute(
-                "SELECT block, block_hash, log_index FROM events WHERE seq >= ? AND seq < ?",
-                (projection.first_seq(from_block), projection.first_seq(to_block + 1)),
-            )
-        )
-        theirs = {(e.block, e.block_hash, e.log_index) for e in events if e.block <= to_block}
-        differing = [block for block, _, _ in ours ^ theirs]
-        if differing and any(block < min(differing) for block, _, _ in ours):
-            fork: int | None = min(differing)
-        elif not differing and ours:
+        end = min(tip.number, first + self._max_span - 1)
+        if first <= tip.number - self._finality:
+            end = min(end, tip.number - self._finality)
+        return tip if end == tip.number else self._ledger.block(end)
+
+    def _fork(self, tip: BlockRef) -> int | None:
+        """The first block that is not the one we read, None if none was replaced. Raises ReorgTooDeep."""
+        # events name blocks too, which makes the search finer
+        window = projection.first_seq(max(self._start, self._next - self._finality))
+        ends = self._db.execute(
+            "SELECT number, hash FROM blocks WHERE number <= ? "
+            "UNION SELECT block, block_hash FROM events WHERE seq >= ? AND block <= ? ORDER BY 1",
+            (tip.number, window, tip.number),
+        ).fetchall()
+
+        def stands(place: int) -> bool:
+            number, digest = ends[place]
+            found = tip if number == tip.number else self._ledger.block(number)
+            return bool(found.hash == digest)
+
+        if not ends or stands(-1):
             return None
-        else:  # nothing we hold in these blocks vouches for those before them
-            fork = self._fork_before(min(from_block, to_block + 1), min(differing, default=None))
-        if fork is not None:
-            log.warning("chain reorganised", from_block=fork, indexed=self.indexed)
-        return fork
-
-    def _fork_before(self, before: int, fork: int | None) -> int | None:
-        """Go back over the events we hold, in growing leaps, to one that the chain still has.
-
-        The chains part somewhere behind that one; `fork` is where they differ so far, None if nowhere.
-        """
-        leap = self._finality
-        while True:
-            row = self._db.execute(
-                "SELECT block FROM events WHERE seq < ? ORDER BY seq DESC LIMIT 1",
-                (projection.first_seq(before),),
-            ).fetchone()
-            if row is None:
-                return None if fork is None else self._start
-            block = int(row[0])
-            ours = self._db.execute(
-                "SELECT block_hash, log_index FROM events WHERE seq >= ? AND seq < ?",
-                (projection.first_seq(block), projection.first_seq(block + 1)),
+        # those that stand come before those that do not
+        low, high = 0, len(ends) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if stands(middle):
+                low = middle + 1
+            else:
+                high = middle
+        if low:
+            fork = int(ends[low - 1][0]) + 1
+        elif self.indexed - self._finality < self._start:
+            fork = self._start
+        else:
+            raise ReorgTooDeep(
+                f"the chain replaced block {ends[0][0]}, more than {self._finality} blocks below its head",
+                why="the ledger takes back no more than that; what it says of later blocks may not be true",
+                help_command=f"mv {self._path} {self._path}.old",
             )
-            theirs = {(e.block_hash, e.log_index) for e in self._read(block, block)}
-            if set(ours) == theirs:
-                return None if fork is None else block + 1
-            fork, before, leap = block, block - leap, leap * 2
+        log.warning("chain reorganised", from_block=fork, indexed=self.indexed)
+        return fork
 
     # -- writing --------------------------------------------------------------------------------------
     def _claim(self, path: Path, deployment_key: str) -> int:
@@ -235,9 +239,9 @@ class Indexer:
                 )
         return int(have["next_block"])
 
-    def _write(self, fork: int | None, events: Iterable[Event], next_block: int) -> bool:
+    def _write(self, fork: int | None, events: Iterable[Event], last: BlockRef, tip: BlockRef) -> bool:
         """One transaction. False, and nothing written, if another process moved the cursor meanwhile."""
-        next_block = max(next_block, self._next if fork is None else fork)
+        next_block = last.number + 1
         with schema.transaction(self._db):
             cursor = int(schema.read_meta(self._db)["next_block"])
             if cursor != self._next:
@@ -251,9 +255,22 @@ class Indexer:
                 settled = settled or event.name == "Settled"
             if settled:
                 self._apply_stored()
+            self._mark(fork, last)
             schema.write_meta(self._db, "next_block", next_block)
+            schema.write_meta(self._db, "head_block", tip.number)
+            schema.write_meta(self._db, "head_time", tip.timestamp)
         self._next = next_block
         return True
+
+    def _mark(self, fork: int | None, last: BlockRef) -> None:
+        """Keep where this step ended, and of those before it what a reorganisation can need."""
+        if fork is not None:
+            self._db.execute("DELETE FROM blocks WHERE number >= ?", (fork,))
+        self._db.execute("INSERT INTO blocks VALUES (?, ?, ?)", (last.number, last.hash, last.timestamp))
+        self._db.execute(
+            "DELETE FROM blocks WHERE number < (SELECT max(number) FROM blocks WHERE number <= ?)",
+            (last.number - self._finality,),
+        )
 
     def _apply_stored(self) -> None:
         """Evidence that came before its settlement, or whose settlement was rolled back and is here again."""

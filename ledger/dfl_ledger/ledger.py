@@ -10,6 +10,7 @@ from typing import Protocol
 
 from dfl_ledger.records import (
     Address,
+    BlockRef,
     Cid,
     Contribution,
     Event,
@@ -37,6 +38,10 @@ class Ledger(Protocol):
     # -- time and events ------------------------------------------------------------------------------
     def head(self) -> int:
         """Newest block number."""
+        ...
+
+    def block(self, number: int | None = None) -> BlockRef:
+        """One block, the newest for None. Raises ChainUnreachable if the endpoint has none of this number."""
         ...
 
     def now(self) -> int:

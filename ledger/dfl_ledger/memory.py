@@ -20,6 +20,7 @@ from dfl_ledger.memory_jobs import MemoryJobs
 from dfl_ledger.memory_registry import MemoryRegistry
 from dfl_ledger.records import (
     Address,
+    BlockRef,
     Cid,
     Contribution,
     Event,
@@ -89,6 +90,9 @@ class MemoryLedger:
     # -- time and events ------------------------------------------------------------------------------
     def head(self) -> int:
         return self._blocks.newest.number
+
+    def block(self, number: int | None = None) -> BlockRef:
+        return self._blocks.block(number)
 
     def now(self) -> int:
         return self._blocks.now()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from eth_utils.crypto import keccak
 
-from dfl_ledger.errors import InsufficientFunds, Reverted
-from dfl_ledger.records import Address, Event, Receipt, TxHash
+from dfl_ledger.errors import ChainUnreachable, InsufficientFunds, Reverted
+from dfl_ledger.records import Address, BlockRef, Event, Receipt, TxHash
 
 # What a transaction costs here: the twin knows neither opcodes nor a fee market.
 GAS = 100_000
@@ -72,6 +72,14 @@ class Blocks:
         return int.from_bytes(
             keccak(self.newest.hash + b"".join(s.to_bytes(32, "big") for s in salts)), "big"
         )
+
+    def block(self, number: int | None) -> BlockRef:
+        """The newest one for None. Raises ChainUnreachable if there is none of this number."""
+        with self._lock:
+            if number is not None and not 0 <= number < len(self._mined):
+                raise ChainUnreachable(f"there is no block {number}", why=f"the head is {self.newest.number}")
+            found = self.newest if number is None else self._mined[number]
+        return BlockRef(found.number, "0x" + found.hash.hex(), found.timestamp)
 
     def events(self, from_block: int, to_block: int) -> list[Event]:
         with self._lock:

@@ -304,12 +304,19 @@ class LedgerRows:
     def index_state(self) -> IndexState:
         with self._read() as db:
             meta = schema.read_meta(db)
+            newest = db.execute("SELECT timestamp FROM blocks ORDER BY number DESC LIMIT 1").fetchone()
             missing = db.execute("SELECT count(*) FROM settlements WHERE verified = 0").fetchone()[0]
+        indexed, indexed_time = int(meta["next_block"]) - 1, newest[0] if newest else 0
+        head = int(meta.get("head_block", indexed))
         return IndexState(
             chain_id=int(meta["chain_id"]),
             deployment_key=meta["deployment_key"],
             start_block=int(meta["start_block"]),
-            indexed_block=int(meta["next_block"]) - 1,
+            indexed_block=indexed,
+            head_block=head,
+            behind_blocks=max(0, head - indexed),
+            behind_s=max(0, int(meta.get("head_time", indexed_time)) - indexed_time),
+            indexed_time=indexed_time,
             missing_evidence=missing,
         )
 

@@ -244,6 +244,15 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockRef:
+    """A block of the chain: its hash commits to everything before it."""
+
+    number: int
+    hash: str  # 0x hex
+    timestamp: int  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One decoded contract event, in chain order. `args` holds ints, hex strings (0x…) and lists of them."""
 

@@ -177,6 +177,10 @@ class IndexState(_Row):
     deployment_key: str
     start_block: int
     indexed_block: int  # start_block - 1 before the first
+    head_block: int  # of the chain when it was last read; start_block - 1 before
+    behind_blocks: int  # by which the ledger was behind then
+    behind_s: int  # between the times of those two blocks
+    indexed_time: int  # Unix seconds: of the newest indexed block, 0 before the first
     missing_evidence: int  # settlements whose scores are not filled in
 
 

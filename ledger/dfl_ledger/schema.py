@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dfl_ledger.errors import NodeNotRunning, StoreUnavailable, UsageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x64666C31  # "dfl1", in the file's header
 BUSY_TIMEOUT_S = 10.0
 LOG_INDEX_BITS = 20  # of `seq`, the place of an event in the chain: block << 20 | log index
@@ -24,6 +24,13 @@ CREATE TABLE meta (
     key TEXT PRIMARY KEY,
     value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- where each step of the last blocks ended: what a reorganisation is seen by
+CREATE TABLE blocks (
+    number INTEGER PRIMARY KEY,
+    hash TEXT NOT NULL,
+    timestamp INTEGER NOT NULL  -- Unix seconds
+) STRICT;
 
 -- seq holds one event per (block, log index), hence also per (block hash, log index)
 CREATE TABLE events (

@@ -17,6 +17,7 @@ from dfl_ledger.errors import (
     ChainUnreachable,
     DflError,
     InsufficientFunds,
+    ReorgTooDeep,
     SpecInvalid,
     UpdateRefused,
 )
@@ -108,6 +109,9 @@ class Node:
             try:
                 events = await trio.to_thread.run_sync(self.parts.index.step)
                 silent_s = 0.0
+            except ReorgTooDeep:  # loudly: whatever we decided of the replaced blocks may be wrong
+                log.error("the ledger cannot follow the chain: stopping", indexed=self.parts.index.indexed)
+                raise
             except DflError as failure:  # the RPC is silent or lies, or the disk is full: none is final
                 silent_s = min(10.0, silent_s * 2 or 0.5)
                 log.warning("chain not read", why=str(failure), retry_in_s=silent_s)

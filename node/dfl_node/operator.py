@@ -40,18 +40,29 @@ class Operator:
     # -- who and where --------------------------------------------------------------------------------
     async def status(self) -> JsonObject:
         node = self._node
-        indexed = await _in_thread(self._parts.rows.indexed_block)
+        index = await _in_thread(self._parts.rows.index_state)
+        chain: JsonObject = {
+            "id": node.deployment.chain_id,
+            "head": None,
+            "indexed": index.indexed_block,
+            "behind_blocks": None,
+            "behind_s": None,
+        }
         try:
-            head: int | None = await _in_thread(self._parts.ledger.head)
+            tip = await _in_thread(self._parts.ledger.block)
         except DflError:
-            head = None  # the node lives on while its RPC does not
+            pass  # the node lives on while its RPC does not
+        else:
+            behind = max(0, tip.number - index.indexed_block)
+            behind_s = max(0, tip.timestamp - (index.indexed_time or tip.timestamp)) if behind else 0
+            chain |= {"head": tip.number, "behind_blocks": behind, "behind_s": behind_s}
         return {
             "address": self._parts.ledger.address,
             "peer_id": node.channel.peer_id,
             "multiaddrs": list(node.channel.multiaddrs),
             "http_url": node.http_url,
             "peers": self.peer_list(),
-            "chain": {"id": node.deployment.chain_id, "head": head, "indexed": indexed},
+            "chain": chain,
             "jobs": await self.jobs(),
             "roles": sorted(role.value for role in node.config.roles),
             "reachability": {"state": node.channel.reach.state.value, "why": node.channel.reach.why},

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dfl_ledger.errors import InsufficientFunds
+from dfl_ledger.errors import ChainUnreachable, InsufficientFunds
 from dfl_ledger.merkle import SumTree
 from dfl_ledger.records import Cid, Kind, Phase
 from tests.conformance.ledger_modes import MODE_CHECKS
@@ -338,6 +338,21 @@ def check_time(world: World) -> None:
     assert ledger.events(ledger.head() + 1, ledger.head() + 5) == []
 
 
+def check_blocks(world: World) -> None:
+    ledger = world.wallet()
+    before = ledger.block()
+    assert before == ledger.block(before.number) == ledger.block(ledger.head())
+    receipt = ledger.register(b"k" * 32, 0, [])
+    after = ledger.block()
+    assert (after.number, before) == (receipt.block, ledger.block(before.number))
+    assert after.timestamp >= before.timestamp > 0
+    assert len({before.hash, after.hash}) == 2
+    (event,) = ledger.events(after.number, after.number)
+    assert event.block_hash == after.hash
+    with pytest.raises(ChainUnreachable):
+        ledger.block(after.number + 1000)
+
+
 CHECKS: tuple[Callable[[World], None], ...] = (
     check_whole_life_of_a_job,
     check_registration,
@@ -350,5 +365,6 @@ CHECKS: tuple[Callable[[World], None], ...] = (
     check_terms,
     check_no_coin_for_gas,
     check_time,
+    check_blocks,
     *MODE_CHECKS,
 )

@@ -11,7 +11,7 @@ from eth_utils.address import to_checksum_address
 from dfl_ledger.errors import ChainUnreachable
 from dfl_ledger.evidence import Evidence, EvidenceEntry, split
 from dfl_ledger.ledger import Ledger
-from dfl_ledger.records import Address, Cid, Event, JobId, Leaf, TxHash
+from dfl_ledger.records import Address, BlockRef, Cid, Event, JobId, Leaf, TxHash
 
 BUDGET_WEI = 10**18
 
@@ -87,6 +87,12 @@ class FakeChain:
         if self.down:
             raise ChainUnreachable("no answer")
         return len(self.blocks) - 1 if self.shown_head is None else self.shown_head
+
+    def block(self, number: int | None = None) -> BlockRef:
+        number = self.head() if number is None else number
+        if number > self.head():
+            raise ChainUnreachable(f"no block {number}")
+        return BlockRef(number, self.blocks[number].hash, 1_000_000 + 12 * number)
 
     def events(self, from_block: int, to_block: int) -> list[Event]:
         if self.down or to_block - from_block + 1 > self.max_range:

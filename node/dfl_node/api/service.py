@@ -22,7 +22,8 @@ class NodeService(Protocol):
     """Every method may raise DflError, which reaches the caller of the API as it is."""
 
     async def status(self) -> JsonObject:
-        """`address`, `peer_id`, `multiaddrs`, `http_url`, `peers`, `chain` (`id`, `head`, `indexed`), `jobs`,
+        """`address`, `peer_id`, `multiaddrs`, `http_url`, `peers`, `chain` (`id`, `head`, `indexed`,
+        `behind_blocks`, `behind_s`; all but `id` and `indexed` None while the RPC is silent), `jobs`,
         `roles`, `version`, `reachability` (`state`: public, private or unknown, and `why`).
         """
         ...

@@ -40,11 +40,17 @@ def _status_text(found: Mapping[str, Any]) -> str:
             "roles": ", ".join(map(str, _list(found.get("roles")))) or None,
             "reachability": _reach(found.get("reachability")),
             "peers": len(peers_),
-            "chain": f"{chain.get('id')}, head {chain.get('head')}, indexed to {chain.get('indexed')}",
+            "chain": f"{chain.get('id')}, head {chain.get('head')}, indexed to {chain.get('indexed')}"
+            + _lag(chain),
             "jobs": len(jobs),
             "version": found.get("version"),
         }
     )
+
+
+def _lag(chain: Mapping[str, Any]) -> str:
+    blocks = chain.get("behind_blocks")
+    return f", {blocks} blocks and {chain.get('behind_s')} s behind" if blocks else ""
 
 
 def _reach(told: object) -> str | None:

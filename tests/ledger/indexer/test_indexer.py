@@ -216,7 +216,7 @@ def test_killed_in_the_middle_of_a_step(path: Path, indexer_of: OpenIndexer, die
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(path), str(die_after)],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(root), str(root / "ledger")))},
         timeout=30,
         check=False,
         capture_output=True,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from dfl_ledger.errors import ChainUnreachable, ReorgTooDeep
 from dfl_ledger.evidence import Evidence
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.query import open_ledger
+from dfl_ledger.records import Event
 from tests.ledger.fake_chain import (
     BUDGET_WEI,
     FakeChain,
@@ -97,34 +100,75 @@ def test_a_settlement_that_became_another_loses_its_scores(
     check_equals_a_fresh_index(chain, path, indexer_of, evidence)
 
 
-def test_a_reorganisation_deeper_than_the_window(
+def check_stops_loudly(indexer: Indexer, path: Path) -> None:
+    """Now and ever after, with everything it had said left as it was."""
+    before = dump(path, "events", *DERIVED)
+    for _ in range(2):
+        with pytest.raises(ReorgTooDeep, match="replaced block") as stopped:
+            catch_up(indexer)
+    assert (stopped.value.exit_code, stopped.value.help_command) == (6, f"mv {path} {path}.old")
+    assert dump(path, "events", *DERIVED) == before
+
+
+WINDOW = 64
+STEP = 10  # blocks that one step of the story below brings at most
+
+
+@pytest.mark.parametrize("depth", [*range(1, WINDOW + 1), WINDOW + STEP, 2 * WINDOW])
+def test_reorganisations_of_every_depth(
+    chain: FakeChain, path: Path, indexer_of: OpenIndexer, depth: int
+) -> None:
+    """Of a busy chain that is read as it grows: followed within the window, the end beyond it."""
+    story = three_rounds(chain)
+    indexer = indexer_of(chain)
+    for number in range(2 * WINDOW + 3):
+        register(chain, number % 7, stake_wei=number)
+        if number % 5 == 0:
+            story.whole_round()
+        if number % 3 == 0:
+            catch_up(indexer)
+    catch_up(indexer)
+    taken = chain.rewind(depth, "other")
+    chain.replay(taken)  # as high as before: only the hashes differ
+    if depth > WINDOW:
+        check_stops_loudly(indexer, path)
+        return
+    again = catch_up(indexer)
+    assert min(event.block for event in again) > chain.head() - depth - STEP  # no more than it must
+    register(chain, 3, stake_wei=5)
+    catch_up(indexer)
+    check_equals_a_fresh_index(chain, path, indexer_of)
+
+
+def test_a_reorganisation_deeper_than_the_window_is_still_one_after_a_restart(
     chain: FakeChain, path: Path, indexer_of: OpenIndexer
 ) -> None:
-    story = three_rounds(chain)
+    three_rounds(chain)
     indexer = indexer_of(chain, finality_blocks=2)
     catch_up(indexer)
     chain.rewind(9, "other")
-    story.model = "model 1.0"
-    story.round = 1
-    story.whole_round()
-    chain.mine_empty(10)
-    catch_up(indexer)
-    check_equals_a_fresh_index(chain, path, indexer_of)
+    chain.mine_empty(12)
+    check_stops_loudly(indexer, path)
+    indexer.close()
+    check_stops_loudly(indexer_of(chain, finality_blocks=2), path)
 
 
+@pytest.mark.parametrize("depth", [4, 5, 6, 201])
 def test_a_reorganisation_behind_a_long_silence(
-    chain: FakeChain, path: Path, indexer_of: OpenIndexer
+    chain: FakeChain, path: Path, indexer_of: OpenIndexer, depth: int
 ) -> None:
-    story = three_rounds(chain)
+    three_rounds(chain)
     chain.mine_empty(200)
     indexer = indexer_of(chain, finality_blocks=5)
     catch_up(indexer)
-    chain.rewind(201, "other")  # the last event's block too
+    chain.rewind(depth, "other")
+    register(chain, 1)
     chain.mine_empty(202)
-    catch_up(indexer)
+    if depth > 5:
+        check_stops_loudly(indexer, path)
+        return
+    assert [event.name for event in catch_up(indexer)] == ["NodeRegistered"]
     check_equals_a_fresh_index(chain, path, indexer_of)
-    with open_ledger(path) as rows:
-        assert rows.unsettled_rounds(story.job) == (1, 2)
 
 
 @pytest.mark.parametrize("jobs_before", [1, 10])
@@ -136,13 +180,39 @@ def test_another_chain_under_the_same_name(
         three_rounds(chain, job + 1)
     indexer = indexer_of(chain, finality_blocks=3)
     catch_up(indexer)
+    indexer.close()
     restarted = FakeChain(branch="restarted")
     restarted.mine_empty(3)
     three_rounds(restarted, job=1)
-    register(restarted, 9)
-    indexer.close()
-    catch_up(indexer_of(restarted, finality_blocks=3))
-    check_equals_a_fresh_index(restarted, path, indexer_of)
+    indexer = indexer_of(restarted, finality_blocks=3)
+    if jobs_before == 10:  # so far it might be an endpoint that lags
+        assert indexer.step() == []
+        restarted.mine_empty(200)
+    check_stops_loudly(indexer, path)
+
+
+def test_a_chain_that_changes_while_it_is_read(
+    chain: FakeChain, path: Path, indexer_of: OpenIndexer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The events come from another branch than the block that was asked for before them."""
+    story = three_rounds(chain)
+    indexer = indexer_of(chain)
+    catch_up(indexer)
+    story.whole_round()
+    read = FakeChain.events
+
+    def changing(self: FakeChain, from_block: int, to_block: int) -> list[Event]:
+        monkeypatch.undo()
+        taken = self.rewind(3, "other")
+        self.mine_empty(1)
+        self.replay(taken)
+        return read(self, from_block, to_block)
+
+    monkeypatch.setattr(FakeChain, "events", changing)
+    with suppress(ChainUnreachable):
+        indexer.step()
+    catch_up(indexer)
+    check_equals_a_fresh_index(chain, path, indexer_of)
 
 
 def test_an_endpoint_that_lags_behind_loses_nothing(
