@@ -37,6 +37,7 @@ from dfl_ledger.records import (
 from dfl_ledger.rpc import HELP, ResponseTooLarge, Rpc, RpcError
 from dfl_ledger.sent import SentJournal
 from dfl_ledger.transactions import FeePolicy, Mined, Writer, refusal
+from dfl_ledger.words import checksummed
 
 log = structlog.get_logger(__name__)
 
@@ -391,7 +392,7 @@ class ChainLedger:
 
     def _event(self, entry: dict[str, Any]) -> Event | None:
         """None for what is not ours. Raises ValueError, KeyError, TypeError for what is not a log."""
-        contract = to_checksum_address(entry["address"])
+        contract = checksummed(self._rpc.as_bytes(entry["address"]))
         abi = self._abis.get(Address(contract))
         if abi is None:
             return None

@@ -22,6 +22,7 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from dfl_ledger.records import Contribution
+from dfl_ledger.words import WORD, word_decoder
 
 CONTRACTS = ("VnxToken", "NodeRegistry", "TrainingJobs", "RewardDistributor")
 
@@ -195,6 +196,11 @@ def _encode(params: Sequence[Param], args: Sequence[object]) -> bytes:
 
 
 def _decode(params: Sequence[Param], data: bytes) -> list[Any]:
+    decoders = [decoder for p in params if (decoder := word_decoder(p.type)) is not None]
+    if len(decoders) == len(params):
+        if len(data) < WORD * len(params):
+            raise ValueError(f"{len(data)} bytes are not ({', '.join(p.type for p in params)})")
+        return [decoder(data[WORD * at : WORD * (at + 1)]) for at, decoder in enumerate(decoders)]
     try:
         values = _CODEC.decode([p.type for p in params], data)
     except (DecodingError, OverflowError, UnicodeDecodeError) as error:
