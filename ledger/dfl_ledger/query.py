@@ -75,7 +75,7 @@ class LedgerRows:
             self._db.close()
 
     @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
         """One state of the database for all that is read inside."""
         with self._lock, schema.transaction(self._db, write=False):
             yield self._db
@@ -96,7 +96,7 @@ class LedgerRows:
         wanted = {column: value for column, value in wanted.items() if value is not None}
         where = " AND ".join(f"{column} = ?" for column in wanted) or "TRUE"
         index, order = _plan(wanted)
-        with self._read() as db:
+        with self.reading() as db:
             rows = db.execute(
                 f"{_SELECT_CONTRIBUTIONS} {index} WHERE {where} ORDER BY {order} LIMIT ?",
                 (*wanted.values(), -1 if limit is None else limit),
@@ -112,7 +112,7 @@ class LedgerRows:
                 why="it is named JOB.ROUND.INDEX, like 1.3.0",
                 help_command="dfl-node ledger query",
             )
-        with self._read() as db:
+        with self.reading() as db:
             row = db.execute(
                 f"{_SELECT_CONTRIBUTIONS} WHERE job = ? AND round = ? AND idx = ?",
                 tuple(map(int, match.groups())),
@@ -126,12 +126,12 @@ class LedgerRows:
     # -- jobs and rounds ------------------------------------------------------------------------------
     def jobs(self) -> tuple[JobRow, ...]:
         """Every job, oldest first."""
-        with self._read() as db:
+        with self.reading() as db:
             return tuple(read_job(row) for row in db.execute(f"{_SELECT_JOBS} ORDER BY job").fetchall())
 
     def job(self, job: int) -> JobRow | None:
         """One job with its rounds."""
-        with self._read() as db:
+        with self.reading() as db:
             row = db.execute(f"{_SELECT_JOBS} WHERE job = ?", (job,)).fetchone()
             if row is None:
                 return None
@@ -140,7 +140,7 @@ class LedgerRows:
 
     def open_jobs(self) -> tuple[JobId, ...]:
         """Jobs that have not ended, oldest first."""
-        with self._read() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT job FROM jobs WHERE phase < ? ORDER BY job", (int(Phase.COMPLETED),)
             ).fetchall()
@@ -148,7 +148,7 @@ class LedgerRows:
 
     def awaited(self, job: int) -> tuple[Address, ...]:
         """The nodes whose commitment, hop or reveal the current phase waits for; empty in any other phase."""
-        with self._read() as db:
+        with self.reading() as db:
             found = db.execute("SELECT phase, round, mode, target FROM jobs WHERE job = ?", (job,)).fetchone()
             if found is None or found[0] not in (Phase.COMMIT, Phase.REVEAL):
                 return ()
@@ -167,12 +167,12 @@ class LedgerRows:
 
     def members(self, job: int, round_: int) -> tuple[Address, ...]:
         """Who had joined by a round, in the order of joining: the standing members of a job with a target."""
-        with self._read() as db:
+        with self.reading() as db:
             return _joined_by(db, job, round_)
 
     def models(self, job: int, round_: int) -> tuple[Cid, Cid]:
         """A published round's parent and model. Raises UsageError if it was not published."""
-        with self._read() as db:
+        with self.reading() as db:
             row = db.execute(
                 "SELECT parent, model FROM rounds WHERE job = ? AND round = ? AND model IS NOT NULL",
                 (job, round_),
@@ -190,7 +190,7 @@ class LedgerRows:
 
         Empty if the ledger does not know that the round has opened.
         """
-        with self._read() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT round, parent FROM rounds WHERE job = ? AND parent IS NOT NULL "
                 "AND (round = ? OR round < ? AND published_block IS NOT NULL) ORDER BY round DESC LIMIT ?",
@@ -201,7 +201,7 @@ class LedgerRows:
 
     def delivered(self, job: int, node: str, limit: int) -> tuple[Cid, ...]:
         """A node's newest pieces in rounds that have a model, newest first."""
-        with self._read() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT cid FROM contributions c JOIN rounds r ON r.job = c.job AND r.round = c.round "
                 "WHERE c.job = ? AND c.node = ? AND r.published_block IS NOT NULL ORDER BY seq DESC LIMIT ?",
@@ -211,7 +211,7 @@ class LedgerRows:
 
     def delivered_in(self, job: int, cid: Cid, before: int) -> int | None:
         """The first round before another that has a model and had this piece, whoever revealed it."""
-        with self._read() as db:
+        with self.reading() as db:
             row = db.execute(
                 "SELECT c.round FROM contributions c INDEXED BY contributions_by_job "
                 "JOIN rounds r ON r.job = c.job AND r.round = c.round "
@@ -223,7 +223,7 @@ class LedgerRows:
 
     def unsettled_rounds(self, job: int) -> tuple[int, ...]:
         """Published rounds without a settlement, oldest first."""
-        with self._read() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT round FROM rounds WHERE job = ? AND published_block IS NOT NULL "
                 "AND settled_block IS NULL ORDER BY round",
@@ -234,18 +234,18 @@ class LedgerRows:
     # -- money ----------------------------------------------------------------------------------------
     def settlements(self, job: int) -> list[dict[str, Any]]:
         """Every settlement of a job with its leaves, oldest first, as plain JSON."""
-        with self._read() as db:
+        with self.reading() as db:
             rows = db.execute(f"{_SELECT_SETTLEMENTS} WHERE job = ? ORDER BY round", (job,)).fetchall()
             return [read_settlement(row, _leaves(db, job, row[1])).to_json() for row in rows]
 
     def leaves(self, job: int, round_: int) -> tuple[Leaf, ...]:
         """A settlement's leaves; none before its evidence was checked."""
-        with self._read() as db:
+        with self.reading() as db:
             return _leaves(db, job, round_)
 
     def settled_before(self, job: int, round_: int) -> Settlement | None:
         """The job's last settlement of a round before this one."""
-        with self._read() as db:
+        with self.reading() as db:
             row = db.execute(
                 f"{_SELECT_SETTLEMENTS} WHERE job = ? AND round < ? ORDER BY round DESC LIMIT 1",
                 (job, round_),
@@ -257,12 +257,12 @@ class LedgerRows:
 
     def claimable(self, account: str, now: int) -> tuple[Claimable, ...]:
         """What can be claimed at `now` (Unix seconds of the chain): one a job and asset, the newest leaf."""
-        with self._read() as db:
+        with self.reading() as db:
             return _claimable(db, account, now)
 
     def claims(self, account: str) -> tuple[ClaimRow, ...]:
         """Every payment to an account, in chain order."""
-        with self._read() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT job, round, account, asset, amount_wei, tx, block FROM claims "
                 "WHERE account = ? ORDER BY seq",
@@ -275,7 +275,7 @@ class LedgerRows:
 
     def earnings(self, account: str) -> Earnings:
         """What an account earned, was paid, and has left to claim once the challenge windows have passed."""
-        with self._read() as db:
+        with self.reading() as db:
             newest = db.execute(
                 "SELECT cumulative_wei, max(round) FROM leaves WHERE account = ? GROUP BY job, asset",
                 (account,),
@@ -290,7 +290,7 @@ class LedgerRows:
     # -- nodes and the index itself -------------------------------------------------------------------
     def nodes(self) -> tuple[NodeRow, ...]:
         """Every node that ever registered, by address."""
-        with self._read() as db:
+        with self.reading() as db:
             rows = db.execute(
                 "SELECT node, peer_key, stake_wei, unbond_at, boot_addrs, state, registered_block "
                 "FROM nodes ORDER BY node"
@@ -302,7 +302,7 @@ class LedgerRows:
         return self.index_state().indexed_block
 
     def index_state(self) -> IndexState:
-        with self._read() as db:
+        with self.reading() as db:
             meta = schema.read_meta(db)
             newest = db.execute("SELECT timestamp FROM blocks ORDER BY number DESC LIMIT 1").fetchone()
             missing = db.execute("SELECT count(*) FROM settlements WHERE verified = 0").fetchone()[0]

@@ -31,7 +31,9 @@ def _member(name: str, value: Any) -> Any:
     return str(value) if big else to_json(value)
 
 
-class _Row:
+class Row:
+    """What every row has."""
+
     __slots__ = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -40,7 +42,7 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class ContributionRow(_Row):
+class ContributionRow(Row):
     """One revealed contribution. The last four but tx and block are None until its evidence was checked."""
 
     id: str  # JOB.ROUND.INDEX
@@ -60,7 +62,7 @@ class ContributionRow(_Row):
 
 
 @dataclass(frozen=True, slots=True)
-class RoundRow(_Row):
+class RoundRow(Row):
     """One round. Times are block numbers, None for what has not happened."""
 
     round: int
@@ -81,7 +83,7 @@ class RoundRow(_Row):
 
 
 @dataclass(frozen=True, slots=True)
-class JobRow(_Row):
+class JobRow(Row):
     """One job. `rounds` is filled by `LedgerRows.job` alone."""
 
     job: JobId
@@ -109,7 +111,7 @@ class JobRow(_Row):
 
 
 @dataclass(frozen=True, slots=True)
-class SettlementRow(_Row):
+class SettlementRow(Row):
     """One settlement and, once its evidence was checked, its leaves."""
 
     job: JobId
@@ -125,7 +127,7 @@ class SettlementRow(_Row):
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimRow(_Row):
+class ClaimRow(Row):
     """One payment."""
 
     job: JobId
@@ -138,7 +140,7 @@ class ClaimRow(_Row):
 
 
 @dataclass(frozen=True, slots=True)
-class Claimable(_Row):
+class Claimable(Row):
     """Money that `Ledger.claim(job, round, leaf, proof)` would pay."""
 
     job: JobId
@@ -149,7 +151,7 @@ class Claimable(_Row):
 
 
 @dataclass(frozen=True, slots=True)
-class Earnings(_Row):
+class Earnings(Row):
     """What an account earned so far, over all jobs and assets."""
 
     account: Address
@@ -159,7 +161,7 @@ class Earnings(_Row):
 
 
 @dataclass(frozen=True, slots=True)
-class NodeRow(_Row):
+class NodeRow(Row):
     """A node as the registry's events tell it."""
 
     node: Address
@@ -172,7 +174,7 @@ class NodeRow(_Row):
 
 
 @dataclass(frozen=True, slots=True)
-class IndexState(_Row):
+class IndexState(Row):
     chain_id: int
     deployment_key: str
     start_block: int

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from dfl_ledger.errors import UsageError
+from dfl_ledger.errors import DflError, TimedOut, UsageError, VerificationFailed
 from dfl_node.cli.common import datadir_option, timeout_option
-from dfl_node.cli.output import Result, command_output, fields, output_options, table, vnx
+from dfl_node.cli.output import Result, command_output, fields, known_error, note, output_options, table, vnx
 from dfl_node.datadir import ledger_path
+
+if TYPE_CHECKING:
+    from dfl_ledger.audit import Explanation, Place
+    from dfl_ledger.query import LedgerRows
+    from dfl_ledger.rows import IndexState
+    from dfl_node.verifying import Check
+
+MOST_EXPLAINED = 20  # of an address's contributions, unless more are asked for
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group()
@@ -18,11 +31,21 @@ def ledger() -> None:
     """See what was contributed and paid, and claim rewards."""
 
 
+def _filters(command: F) -> F:
+    for option in (
+        click.option(
+            "--kind", type=click.Choice(["update", "hop", "stage", "feed"]), help="Only of this kind."
+        ),
+        click.option("--round", "round_", type=click.IntRange(min=0), help="Only this round's."),
+        click.option("--job", "job_id", type=click.IntRange(min=0), help="Only this job's."),
+        click.option("--node", "who", metavar="ADDRESS", help="Only this node's."),
+    ):
+        command = option(command)
+    return command
+
+
 @ledger.command()
-@click.option("--node", "who", metavar="ADDRESS", help="Only this node's.")
-@click.option("--job", "job_id", type=click.IntRange(min=0), help="Only this job's.")
-@click.option("--round", "round_", type=click.IntRange(min=0), help="Only this round's.")
-@click.option("--kind", type=click.Choice(["update", "hop", "stage"]), help="Only of this kind.")
+@_filters
 @click.option(
     "--limit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="The newest so many."
 )
@@ -38,6 +61,8 @@ def query(
     node = None if who is None else checksum_address(who)
     with open_ledger(ledger_path(datadir)) as rows:
         found = rows.contributions(node=node, job=job_id, round_=round_, kind=kind, limit=limit)
+        index = rows.index_state()
+    note(_lag(index))
     lines = [
         (
             c.id,
@@ -51,7 +76,8 @@ def query(
         for c in found
     ]
     headers = ("ID", "NODE", "KIND", "SAMPLES", "SCORE", "REWARD", "CID")
-    return Result({"contributions": [c.to_json() for c in found]}, table(headers, lines))
+    data = {"contributions": [c.to_json() for c in found], "index": index.to_json()}
+    return Result(data, table(headers, lines))
 
 
 @ledger.command()
@@ -65,11 +91,7 @@ def show(contribution_id: str, datadir: Path) -> Result:
     with open_ledger(ledger_path(datadir)) as rows:
         found = rows.contribution(contribution_id)
         if found is None:
-            raise UsageError(
-                f"no contribution {contribution_id[:60]}",
-                why="the ledger of this node does not know it",
-                help_command="dfl-node ledger query",
-            )
+            raise _unknown(contribution_id)
         paid = [s for s in rows.settlements(found.job) if s.get("round") == found.round]
     settlement = paid[0] if paid else None
     shown = {
@@ -92,6 +114,207 @@ def show(contribution_id: str, datadir: Path) -> Result:
 
 
 @ledger.command()
+@click.argument("target", metavar="ADDRESS|CONTRIBUTION")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=MOST_EXPLAINED,
+    show_default=True,
+    help="Of an address: the newest so many.",
+)
+@datadir_option
+@command_output
+def explain(target: str, limit: int, datadir: Path) -> Result:
+    """Explain what a contribution (JOB.ROUND.INDEX), or all of an address, was paid, or why not.
+
+    Needs no running node.
+    """
+    from dfl_ledger import audit
+    from dfl_ledger.query import open_ledger
+    from dfl_node.identity import checksum_address
+
+    with open_ledger(ledger_path(datadir)) as rows:
+        if not target.startswith("0x"):
+            found = rows.contribution(target)
+            if found is None:
+                raise _unknown(target)
+            told = audit.explain(rows, found, time.time())
+            return Result(told.to_json(), fields(_explained(told)))
+        account = checksum_address(target)
+        wanted = rows.contributions(node=account, limit=limit)
+        explained = [audit.explain(rows, c, time.time()) for c in wanted]
+        earned = rows.earnings(account)
+    data = {"earnings": earned.to_json(), "contributions": [e.to_json() for e in explained]}
+    headers = ("ID", "SCORE", "SHARE", "REWARD", "CLAIMED IN", "WHY UNPAID")
+    lines = [
+        (
+            e.contribution.id,
+            _score(e.contribution.score),
+            _share(e),
+            _paid(e.reward_wei),
+            e.claim_tx,
+            e.reason or None,
+        )
+        for e in explained
+    ]
+    summary = {
+        "account": earned.account,
+        "earned": vnx(earned.earned_wei),
+        "claimed": vnx(earned.claimed_wei),
+        "to claim": vnx(sum(c.amount_wei for c in earned.claimable)),
+    }
+    return Result(data, f"{fields(dict(summary))}\n\n{table(headers, lines)}")
+
+
+def _explained(e: Explanation) -> dict[str, object]:
+    c = e.contribution
+    return {
+        "contribution": c.id,
+        "node": c.node,
+        "what": f"{c.kind} of {c.samples} samples",
+        "cid": c.cid,
+        "transaction": c.tx,
+        "score": _score(c.score),
+        "scored by": ", ".join(e.evaluators) or e.settler,
+        "evidence": e.evidence,
+        "weight": None if e.weight is None else f"{e.weight} of {e.total_weight}",
+        "formula": e.formula,
+        "share": _share(e),
+        "reward": _paid(e.reward_wei),
+        "settled in": e.settlement_tx,
+        "claimed in": e.claim_tx,
+        "claimable at": _time(e.claimable_at),
+        "unpaid": e.reason or None,
+    }
+
+
+def _share(e: Explanation) -> str | None:
+    return None if e.share is None else f"{e.share:.2%} of {vnx(e.round_budget_wei)}"
+
+
+@ledger.command()
+@click.argument("target", metavar="JOB|ROUND|CONTRIBUTION|TX")
+@datadir_option
+@timeout_option(600.0)
+@command_output
+def verify(target: str, datadir: Path, timeout_s: float) -> Result:
+    """Recompute what was paid: fetch the files, make model, scores, split and sum tree again, compare.
+
+    TARGET is a job (1), a round (1.3), a contribution (1.3.0) or the transaction of a settlement, claim or
+    contribution. Files come through the running node, or from its disk when none runs. Exits 6 with the first
+    thing that does not hold.
+    """
+    import trio
+
+    from dfl_ledger import audit
+    from dfl_ledger.query import open_ledger
+
+    checks: list[Check] = []
+
+    def said(check: Check) -> None:
+        checks.append(check)
+        note(f"round {check.round}: {check.what}: {check.detail}")
+
+    error: DflError | None = None
+    with open_ledger(ledger_path(datadir)) as rows:
+        place = audit.find(rows, target)
+        wanted, skipped = _rounds(rows, place)
+        try:
+            trio.run(_verify, rows, place, wanted, datadir, timeout_s, said)
+        except (DflError, ExceptionGroup) as wrong:
+            error = known_error(wrong)
+    data = {
+        "job": place.job,
+        "rounds": wanted,
+        "skipped": skipped,
+        "checks": [{"round": c.round, "check": c.what, "detail": c.detail} for c in checks],
+    }
+    lines = [f"round {number}: {why}" for number, why in skipped.items()]
+    if error is None:
+        rounds = f"{len(wanted)} round{'s' * (len(wanted) != 1)}"
+        lines.append(f"job {place.job}: {rounds} verified, {len(checks)} checks hold")
+    return Result(data, "\n".join(lines), error=error)
+
+
+def _rounds(rows: LedgerRows, place: Place) -> tuple[list[int], dict[int, str]]:
+    """The settled rounds that are asked for, and why the others have nothing to verify."""
+    job = rows.job(place.job)
+    found = [r for r in job.rounds if place.round in (None, r.round)] if job is not None else []
+    why = {"void": "void, pays nothing", "open": "still open", "published": "not settled"}
+    skipped = {r.round: why[r.state] for r in found if r.state != "settled"}
+    settled = [r.round for r in found if r.state == "settled"]
+    if not settled:
+        raise VerificationFailed(
+            f"there is nothing to verify in job {place.job}",
+            why="; ".join(f"round {n} is {said}" for n, said in skipped.items()) or "it has no round",
+            help_command=f"dfl-node job status {place.job}",
+        )
+    return settled, skipped
+
+
+async def _verify(
+    rows: LedgerRows,
+    place: Place,
+    wanted: list[int],
+    datadir: Path,
+    timeout_s: float,
+    said: Callable[[Check], None],
+) -> None:
+    import trio
+
+    from dfl_node.shelf import open_shelf
+    from dfl_node.train.process import open_trainer
+    from dfl_node.verifying import open_verifier
+
+    with open_shelf(datadir, timeout_s=timeout_s) as files, trio.move_on_after(timeout_s):
+        async with open_trainer() as trainer:
+            verifier = await open_verifier(place.job, rows, files, trainer, said)
+            for round_ in wanted:
+                await verifier.verify_round(round_)
+        return
+    raise TimedOut(
+        "gave up verifying",
+        why=f"it took longer than {timeout_s:g} s",
+        help_command="run it again with a longer --timeout",
+    )
+
+
+@ledger.command()
+@click.option(
+    "--csv",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    required=True,
+    help="Write comma-separated values to this file, - for stdout.",
+)
+@click.option("--force", is_flag=True, help="Overwrite the file.")
+@_filters
+@datadir_option
+@command_output
+def export(
+    path: Path,
+    force: bool,
+    who: str | None,
+    job_id: int | None,
+    round_: int | None,
+    kind: str | None,
+    datadir: Path,
+) -> Result:
+    """Write contributions with their money to a file for spreadsheets (RFC 4180). Needs no running node."""
+    from dfl_ledger.query import open_ledger
+    from dfl_node import csv_export
+    from dfl_node.identity import checksum_address
+
+    node = None if who is None else checksum_address(who)
+    with open_ledger(ledger_path(datadir)) as rows:
+        found = rows.contributions(node=node, job=job_id, round_=round_, kind=kind, limit=None)
+    if str(path) == "-":
+        return Result({"rows": len(found), "csv": csv_export.text(found)}, csv_export.text(found).rstrip())
+    csv_export.write(path, found, overwrite=force)
+    return Result({"rows": len(found), "file": str(path)}, f"{len(found)} rows in {path}")
+
+
+@ledger.command()
 @click.option("--job", "job_id", type=click.IntRange(min=0), help="Only what this job pays.")
 @datadir_option
 @timeout_option(120.0)
@@ -107,6 +330,24 @@ def claim(job_id: int | None, datadir: Path, timeout_s: float) -> Result:
     count = len(claims) if isinstance(claims, list) else 0
     claimed = f"{vnx(total)} claimed in {count} transaction{'s' * (count > 1)}"
     return Result(paid, claimed if count else "nothing to claim now")
+
+
+def _unknown(contribution_id: str) -> UsageError:
+    return UsageError(
+        f"no contribution {contribution_id[:60]}",
+        why="the ledger of this node does not know it",
+        help_command="dfl-node ledger query",
+    )
+
+
+def _lag(index: IndexState) -> str:
+    behind = f"{index.behind_blocks} blocks and {index.behind_s} s" if index.behind_blocks else "not"
+    seen = _time(index.indexed_time) if index.indexed_time else "never"
+    return f"indexed to block {index.indexed_block} of {seen}, {behind} behind the head it saw last"
+
+
+def _time(second: int | None) -> str | None:
+    return None if second is None else datetime.fromtimestamp(second, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _paid(wei: int | None) -> str | None:

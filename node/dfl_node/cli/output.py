@@ -226,6 +226,14 @@ def _emit(output: Output, result: Result) -> None:
     output.stdout.write(json.dumps(answer, allow_nan=False, default=str) + "\n")
 
 
+def known_error(error: BaseException) -> DflError:
+    """The DflError in what trio raised, to be shown beside other data. Anything else is raised again."""
+    root = _root_of(error)
+    if isinstance(root, DflError):
+        return root
+    raise error
+
+
 def error_data(error: DflError) -> dict[str, str]:
     """The form of an error in JSON."""
     name = type(error).__name__.lstrip("_")

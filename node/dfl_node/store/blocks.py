@@ -44,6 +44,12 @@ CREATE INDEX IF NOT EXISTS parts_by_digest ON parts (digest);
 """
 
 
+def block_path(folder: Path, digest: bytes) -> Path:
+    """Where a store keeps a block."""
+    name = digest.hex()
+    return folder / "blocks" / name[-2:] / name
+
+
 class BlockFiles:
     """The blocks of one data directory. Sync and thread-safe; `block` and `has_block` are for trio.
 
@@ -272,8 +278,7 @@ class BlockFiles:
         return int(used)
 
     def _path(self, digest: bytes) -> Path:
-        name = digest.hex()
-        return self._blocks / name[-2:] / name
+        return block_path(self.folder, digest)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -1,0 +1,66 @@
+"""Contributions as comma-separated values: RFC 4180, and nothing in them that a spreadsheet would run.
+
+A cell that begins like a formula gets an apostrophe before it (OWASP, "CSV Injection"): reasons of refusal
+quote strangers' files. Plain numbers stay as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from dfl_ledger.errors import UsageError
+from dfl_ledger.rows import ContributionRow
+from dfl_node.api.client import refuse_existing
+
+COLUMNS = (
+    *("id", "node", "job", "round", "kind", "cid", "parent", "samples"),
+    *("score", "reward_wei", "accepted", "why", "tx", "block"),
+)
+_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", re.ASCII)
+
+
+def text(rows: Sequence[ContributionRow]) -> str:
+    """The whole file, lines ended by CR LF."""
+    out = io.StringIO()
+    _write(out, rows)
+    return out.getvalue()
+
+
+def write(path: Path, rows: Sequence[ContributionRow], *, overwrite: bool) -> None:
+    """A file that appears whole or not at all. Raises UsageError if it cannot be written or is there."""
+    refuse_existing(path, overwrite)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with scratch.open("x", encoding="utf-8", newline="") as file:
+            _write(file, rows)
+        scratch.replace(path)
+    except OSError as bad:
+        raise UsageError(f"cannot write {path}", why=bad.strerror or str(bad)) from bad
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write(out: TextIO, rows: Sequence[ContributionRow]) -> None:
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        values = row.to_json()
+        writer.writerow([harmless(values[column]) for column in COLUMNS])
+
+
+def harmless(value: object) -> str:
+    """A cell's text; empty for what is not known."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.9f}"  # scores are whole 1e-9
+    shown = str(value).lower() if isinstance(value, bool) else str(value)
+    formula = shown.startswith(_STARTS) and _NUMBER.fullmatch(shown) is None
+    return f"'{shown}" if formula else shown
