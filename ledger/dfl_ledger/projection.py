@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from dfl_ledger.errors import VerificationFailed
 from dfl_ledger.records import Cid, Event, Kind, Phase, TxHash
 from dfl_ledger.schema import LOG_INDEX_BITS
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one a call
 _REGISTRY_EVENTS = frozenset({"NodeRegistered", "NodeUnbonding", "NodeWithdrawn"})
 
 
@@ -45,7 +47,7 @@ def record(db: sqlite3.Connection, event: Event) -> None:
                 event.tx,
                 event.contract,
                 event.name,
-                json.dumps(event.args, separators=(",", ":")),
+                _encode(event.args),
                 job,
                 node,
             ),
@@ -301,7 +303,13 @@ def _text(args: Mapping[str, object], name: str) -> str:
 
 
 def _cid(args: Mapping[str, object], name: str) -> str:
-    return str(Cid.from_digest(bytes.fromhex(_text(args, name).removeprefix("0x"))))
+    return _cid_text(_text(args, name))
+
+
+@lru_cache(maxsize=1024)
+def _cid_text(digest: str) -> str:
+    """Base32 is slow, and all of a round name the same parent."""
+    return str(Cid.from_digest(bytes.fromhex(digest.removeprefix("0x"))))
 
 
 def _round(args: Mapping[str, object]) -> tuple[int, int]:
