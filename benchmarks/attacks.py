@@ -1,9 +1,9 @@
 """What attackers can destroy and earn, with the node's own aggregators, scoring, standing and audits.
 
-    python benchmarks/attacks.py [--quick] [--processes 2] [--write]
+    python benchmarks/attacks.py [--quick] [--processes 2] [--journal FILE] [--write]
 
 Jobs of twenty virtual members on the digits: {0, 20, 40} % attackers x nine attacks x {mean, trimmed mean,
-nearest-neighbour mixing and trimmed mean, each with and without audits}, IID and Dirichlet(0.5), three seeds.
+trimmed mean with nearest-neighbour mixing (NNM), that with audits}, IID and Dirichlet(0.5), three seeds.
 `--write` records benchmarks/results/attacks.json and puts the tables into docs/attacks.md; `--quick` runs a
 few of the jobs. An audit is the trainer's local steps done again, so that the same run counts false bans.
 """
@@ -49,12 +49,12 @@ class Defence:
     audits: bool
 
 
-PLAIN = (
+DEFENCES = (
     Defence("mean", "mean", False, False),
     Defence("trimmed mean", "trimmed-mean", False, False),
     Defence("NNM + trimmed mean", "trimmed-mean", True, False),
+    Defence("NNM + trimmed mean, audits", "trimmed-mean", True, True),
 )
-DEFENCES = PLAIN + tuple(Defence(f"{d.name}, audits", d.aggregator, d.mixing, True) for d in PLAIN)
 BEST = DEFENCES[-1]
 
 
@@ -95,18 +95,44 @@ def grid(
     return cells
 
 
+QUICK = grid(("Dirichlet 0.5",), (0.4,), (adversaries.LABEL_FLIP, "inner product 3"), (DEFENCES[0], BEST))
+QUICK_ROUNDS = 16
+
+
 def run(
-    cells: Sequence[Cell], seeds: Sequence[int] = SEEDS, *, rounds: int = ROUNDS, processes: int = 1
+    cells: Sequence[Cell],
+    seeds: Sequence[int] = SEEDS,
+    *,
+    rounds: int = ROUNDS,
+    processes: int = 1,
+    journal: Path | None = None,
 ) -> Results:
-    """Every job of these cells. Each is a process's own, on one thread: the same numbers however many run."""
-    todo = [(cell, seed, rounds) for cell in cells for seed in seeds]
-    results: Results = {cell: [] for cell in cells}
+    """Every job of these cells. Each is a process's own, on one thread: the same numbers however many run.
+    What the journal holds already is not done again."""
+    known = _read_journal(journal)
+    jobs = [(cell, seed, rounds) for seed in seeds for cell in cells]
+    todo = [job for job in jobs if _key(job) not in known]
     with get_context("spawn").Pool(processes, _begin) as pool:
-        for done, ((cell, _, _), outcome) in enumerate(zip(todo, pool.imap(_job, todo), strict=True), 1):
-            results[cell].append(outcome)
+        for done, (job, outcome) in enumerate(zip(todo, pool.imap(_job, todo), strict=True), 1):
+            known[_key(job)] = outcome
+            if journal is not None:
+                with journal.open("a") as file:
+                    file.write(json.dumps([_key(job), asdict(outcome)]) + "\n")
             print(f"\r{done}/{len(todo)} jobs", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    return results
+    return {cell: [known[_key((cell, seed, rounds))] for seed in seeds] for cell in cells}
+
+
+def _key(job: tuple[Cell, int, int]) -> str:
+    cell, seed, rounds = job
+    return f"{cell.setting(seed)} {rounds} {cell.attack}"
+
+
+def _read_journal(journal: Path | None) -> dict[str, Outcome]:
+    if journal is None or not journal.exists():
+        return {}
+    lines = (json.loads(line) for line in journal.read_text().splitlines())
+    return {key: Outcome(**outcome) for key, outcome in lines}
 
 
 def _begin() -> None:
@@ -190,7 +216,7 @@ def _attack_table(results: Results) -> str:
     columns = [(data, fraction) for data in DATA for fraction in FRACTIONS]
     head = " | ".join(f"{data}, {fraction:.0%}" for data, fraction in columns)
     lines = [
-        f"| {BEST.name} | {head} | pay before bans | left after bans |",
+        f"| {BEST.name} | {head} | withheld | paid |",
         "|---" * (3 + len(columns)) + "|",
     ]
     for attack in adversaries.ATTACKS:
@@ -248,16 +274,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--quick", action="store_true", help="a few jobs")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--journal", type=Path, help="keeps finished jobs, to go on from there another time")
     parser.add_argument("--write", action="store_true", help="record the results and the page's tables")
     options = parser.parse_args()
     began = time.monotonic()
     if options.quick:
-        some = grid(("Dirichlet 0.5",), (0.4,), (adversaries.LABEL_FLIP, "inner product 3"), (PLAIN[0], BEST))
-        results = run(some, SEEDS[:1], processes=options.processes)
+        results = run(QUICK, SEEDS[:1], rounds=QUICK_ROUNDS, processes=options.processes)
         for cell, found in results.items():
             print(f"{cell.data}, {cell.fraction:.0%}, {cell.attack}, {cell.defence.name}: {found[0]}")
         return
-    results = run(grid(), processes=options.processes)
+    results = run(grid(), processes=options.processes, journal=options.journal)
     print(tables(results))
     print(json.dumps(summary(results), indent=2))
     if options.write:

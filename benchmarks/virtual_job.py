@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, chain
 from statistics import fmean
 
 import adversaries
@@ -19,16 +21,18 @@ from torch import Tensor
 
 from dfl_ledger.errors import UpdateRefused
 from dfl_ledger.evidence import EvidenceEntry, split
-from dfl_ledger.records import Address, Cid, Leaf
+from dfl_ledger.records import Address, Cid
 from dfl_node.train import aggregation, tensors
 from dfl_node.train.codec import MAX_DELTA
 from dfl_node.train.evaluation import Inputs
 from dfl_node.train.trainer import AggregationConfig
-from dfl_node.value import audit, shapley, standing
+from dfl_node.value import audit, shapley, standing, vesting
 
-MEMBERS, ROUNDS = 20, 60
+MEMBERS, ROUNDS = 20, 40
 LAST = 5  # models whose mean accuracy counts: a single one is a point off as easily as not
-AUDITS = 1  # of a round's contributions
+AUDITS = 2  # of a round's contributions
+ORDERS = 6  # in which contributors are added up, to estimate their worths
+SHARDS = 5  # of the validation rows; a round is scored on one
 ROUND_BUDGET_WEI = 100 * 10**18
 NEAR = 1e-3  # of an update's length: two honest nodes never come so close
 NOBODY = Cid.parse("bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku")
@@ -54,8 +58,9 @@ class Outcome:
     honest_audits: int
     furthest: float  # relative distance of an honest update from its audit
     honest_left_out: float  # members in a round, on the average
-    gross: float  # what an attacker was paid, in an honest member's pay
-    net: float  # the same, less the stakes that bans took
+    honest_void: float  # share of honest members' rewards that they lost by being left out
+    gross: float  # what an attacker's updates were worth, in an honest member's pay
+    net: float  # what of it was ever paid
 
 
 class Job:
@@ -69,9 +74,10 @@ class Job:
         self.model = members.first(setting.seed)
         self.bans = audit.Bans()
         self.worths: dict[int, list[int]] = {member: [] for member in range(MEMBERS)}
-        self.leaves: tuple[Leaf, ...] = ()
+        self.pay = [vesting.Account() for _ in range(MEMBERS)]
+        self.gross_wei = [0] * MEMBERS
         self.noise = np.random.RandomState(setting.seed)
-        self.chain = random.Random(setting.seed)  # noqa: S311  blocks of a make-believe chain
+        self.blocks = random.Random(setting.seed)  # noqa: S311  blocks of a make-believe chain
         self.accuracies: list[float] = []
         self.honest_audits, self.furthest, self.left_out_honest = 0, 0.0, 0
 
@@ -80,14 +86,10 @@ class Job:
             self._round(round_)
             if round_ > rounds - LAST:
                 self.accuracies.append(members.accuracy(self.model, members.digits().holdout))
-        earned = [0] * MEMBERS
-        for leaf in self.leaves:
-            earned[_member(leaf.account)] = leaf.cumulative_wei
-        stake_wei = audit.deterring_stake_wei(MEMBERS, AUDITS, ROUND_BUDGET_WEI // MEMBERS)
         caught = [ban for node, ban in self.bans.banned.items() if _member(node) >= self.honest]
-        honest_pay = max(1, sum(earned[: self.honest])) / self.honest
-        attackers_pay = sum(earned[self.honest :])
-        per_attacker = honest_pay * max(1, self.setting.attackers)
+        self._end()
+        paid = [account.payable_wei for account in self.pay]
+        per_attacker = max(1, sum(paid[: self.honest])) / self.honest * max(1, self.setting.attackers)
         return Outcome(
             accuracy=fmean(self.accuracies),
             banned=len(caught),
@@ -96,9 +98,18 @@ class Job:
             honest_audits=self.honest_audits,
             furthest=self.furthest,
             honest_left_out=self.left_out_honest / rounds,
-            gross=attackers_pay / per_attacker,
-            net=(attackers_pay - stake_wei * len(caught)) / per_attacker,
+            honest_void=sum(a.void_wei for a in self.pay[: self.honest])
+            / max(1, sum(self.gross_wei[: self.honest])),
+            gross=sum(self.gross_wei[self.honest :]) / per_attacker,
+            net=sum(paid[self.honest :]) / per_attacker,
         )
+
+    def _end(self) -> None:
+        """The audits at the end of the job. Attackers did every round as they did those that were audited."""
+        lying = self.setting.attack != adversaries.LABEL_FLIP
+        for member, account in enumerate(self.pay):
+            fails = member >= self.honest and lying
+            self.pay[member] = account.forfeited() if fails else account.ended(self.worths[member])
 
     def _round(self, round_: int) -> None:
         live = [member for member in range(MEMBERS) if _account(member) not in self.bans]
@@ -113,17 +124,23 @@ class Job:
             kept = [member for member in kept if member not in group[1:]]
         if not kept:
             return
-        before, self.model = self.model, self._next(sent, kept)
-        scores = self._scores(before, sent, kept, [member for member in there if member not in kept])
+        before, self.model = self.model, self._next(sent, kept, len(out))
+        if not self.setting.audits:
+            return
+        scores = self._scores(round_, before, sent, there)
         for member in there:
             self.worths[member].append(scores[member])
+            if member in out:
+                self.pay[member] = self.pay[member].forfeited()
         entries = [
             EvidenceEntry(_account(m), place, NOBODY, 1, m in kept, "", scores[m] if m in kept else 0)
             for place, m in enumerate(there)
         ]
-        self.leaves = split(ROUND_BUDGET_WEI, entries, self.leaves)
-        if self.setting.audits:
-            self._audit(round_, before, sent, there, copies)
+        for leaf in split(ROUND_BUDGET_WEI, entries, ()):
+            member = _member(leaf.account)
+            self.pay[member] = self.pay[member].earned(round_, leaf.reward_wei)
+            self.gross_wei[member] += leaf.reward_wei
+        self._audit(round_, before, sent, there, copies)
 
     def _sent(self, round_: int, live: Sequence[int]) -> dict[int, Tensor]:
         """Every member's update, by member."""
@@ -133,10 +150,10 @@ class Job:
             found[hostile] = self.attack(found[: self.honest], found[hostile], self.noise)
         return {member: found[member] for member in live}
 
-    def _next(self, sent: Mapping[int, Tensor], kept: Sequence[int]) -> Tensor:
+    def _next(self, sent: Mapping[int, Tensor], kept: Sequence[int], left_out: int) -> Tensor:
         """The next model; the parent again if it would not be finite, which nobody can publish."""
         own = self.setting
-        f = audit.hostile_left(own.attackers, len(self.bans.banned))
+        f = audit.hostile_left(own.attackers, len(self.bans.banned) + left_out)
         args = {} if own.aggregator == "mean" else {"f": f, "mixing": int(own.mixing)}
         rule = AggregationConfig("fedavg", {}, own.aggregator, args)
         updates = [({"model": sent[member].numpy()}, 1.0) for member in kept]
@@ -144,23 +161,33 @@ class Job:
         return after if bool(after.isfinite().all()) else self.model
 
     def _scores(
-        self, parent: Tensor, sent: Mapping[int, Tensor], kept: Sequence[int], aside: Sequence[int]
+        self, round_: int, parent: Tensor, sent: Mapping[int, Tensor], scored: Sequence[int]
     ) -> dict[int, int]:
-        """Each one's worth: leave-one-out for whose update is in the model, for the others what adding it
-        would have changed."""
-        n = len(kept)
-        masks = shapley.coalitions(n, shapley.LEAVE_ONE_OUT)
+        """Each one's worth in 1e-9 of loss: Shapley values, estimated as GTG-Shapley does, all coalitions at
+        once. Places 1, 2 and n are measured behind everybody, those between in ORDERS drawn orders."""
+        n = len(scored)
+        pairs = [1 << i | 1 << j for i in range(n) for j in range(i)]
+        orders = [self.noise.permutation(n).tolist() for _ in range(ORDERS)]
+        grown = [list(accumulate((1 << i for i in order), int.__or__)) for order in orders]
+        everyone = (1 << n) - 1
+        masks = list(dict.fromkeys([*(1 << i for i in range(n)), *pairs, *chain.from_iterable(grown)]))
+        masks += [mask for i in range(n) if (mask := everyone & ~(1 << i)) not in set(masks)]
         chosen = torch.tensor([[float(mask >> i & 1) for i in range(n)] for mask in masks])  # (coalitions, n)
-        ours = torch.stack([sent[member] for member in kept])  # (n, SIZE)
-        steps = chosen @ ours / chosen.sum(1, keepdim=True)
-        added = [(ours.sum(0) + sent[member]) / (n + 1) for member in aside]
-        states = parent - torch.cat([torch.zeros_like(ours[:1]), steps, *(step[None] for step in added)])
-        before, *after = map(shapley.fixed, members.losses(states, members.digits().validation))
-        values = {mask: before - loss for mask, loss in zip(masks, after[: len(masks)], strict=True)}
-        worth = shapley.worths(values, n, shapley.LEAVE_ONE_OUT)
-        together = values[(1 << n) - 1]
-        with_them = (before - loss - together for loss in after[len(masks) :])
-        return dict(zip([*kept, *aside], [*worth, *with_them], strict=True))
+        steps = chosen @ torch.stack([sent[m] for m in scored]) / chosen.sum(1, keepdim=True)
+        states = parent - torch.cat([torch.zeros_like(steps[:1]), steps])
+        before, *after = map(shapley.fixed, members.losses(states, _shard(round_)))
+        v = {0: 0} | {mask: before - loss for mask, loss in zip(masks, after, strict=True)}
+        between: list[list[int]] = [[] for _ in range(n)]
+        for order, so_far in zip(orders, grown, strict=True):
+            for place in range(2, n - 1):
+                between[order[place]].append(v[so_far[place]] - v[so_far[place - 1]])
+
+        def worth(i: int) -> int:
+            first, last = v[1 << i], v[everyone] - v[everyone & ~(1 << i)]
+            second = sum(v[1 << i | 1 << j] - v[1 << j] for j in range(n) if j != i) / (n - 1)
+            return round((first + second + last + (n - 3) * fmean(between[i] or [0])) / n)
+
+        return {member: worth(i) for i, member in enumerate(scored)}
 
     def _copies(self, sent: Mapping[int, Tensor], kept: Sequence[int]) -> list[list[int]]:
         """Groups of members whose updates are the same, or nearly."""
@@ -185,7 +212,7 @@ class Job:
     ) -> None:
         """Bans count from the next round on: an audit takes longer than an aggregation."""
         groups = [[there.index(member) for member in group] for group in copies]
-        for place in audit.audited(self.chain.getrandbits(256), len(there), AUDITS, groups):
+        for place in audit.audited(self.blocks.getrandbits(256), len(there), AUDITS, groups):
             member = there[place]
             shard, job = self.shards[member], self.setting.seed
             found = members.done_again(parent, shard, job, round_, member)
@@ -195,6 +222,16 @@ class Job:
                 self.furthest = max(self.furthest, distance)
             if why := audit.objection(distance):
                 self.bans = self.bans.failed(_account(member), round_, why)
+                self.pay[member] = self.pay[member].forfeited()
+            else:
+                self.pay[member] = self.pay[member].passed(round_, self.worths[member])
+
+
+@lru_cache
+def _shard(round_: int) -> Inputs:
+    """The validation rows that a round is scored on."""
+    rows = members.digits().validation
+    return Inputs(rows.x[round_ % SHARDS :: SHARDS], rows.y[round_ % SHARDS :: SHARDS])
 
 
 def _shards(setting: Setting) -> list[Inputs]:

@@ -29,7 +29,7 @@ from dfl_node.train.trainer import ModelConfig, TrainingConfig
 SIDE, CLASSES = 14, 10
 MODEL = ModelConfig("mlp", {"hidden": 32, "features": SIDE * SIDE})
 TRAINING = TrainingConfig(
-    local_steps=6, batch_size=32, lr=0.1, momentum=0.9, optimizer="sgd", seed=1, max_update_bytes=1 << 20
+    local_steps=8, batch_size=32, lr=0.1, momentum=0.9, optimizer="sgd", seed=1, max_update_bytes=1 << 20
 )
 SPECS = models.schema(MODEL).tensors  # 1.bias, 1.weight, 3.bias, 3.weight
 SIZE = sum(prod(spec.shape) for spec in SPECS)

@@ -37,5 +37,6 @@ class AuditRequests:
             samples=work.samples,
             commitment=work.commitment.hex(),
             time_budget_s=None,
+            reference=True,
         )
         return Recomputed(answer.payloads[0], answer.header["distance"])

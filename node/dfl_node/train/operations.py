@@ -52,6 +52,7 @@ class TrainSession:
     number: int
     steps: Generator[None, None, Trained]
     finish: Callable[[Trained], Frame]
+    threads: int
     idle_s: float = 0.0  # in which others had their turn
     rests_since: float = 0.0
 
@@ -198,7 +199,8 @@ class Operations:
             own = (tensors.encode(kept, private),) if kept else ()
             return answer(result, tensors.encode(update, files[1]), own)
 
-        return self._train_a_while(TrainSession(header["session"], steps, finish))
+        threads = 1 if header["reference"] else self._threads
+        return self._train_a_while(TrainSession(header["session"], steps, finish, threads))
 
     def train_on(self, request: Frame) -> Frame:
         """Go on with the training of this session; `lost` if another worker held it."""
@@ -213,6 +215,15 @@ class Operations:
     def _train_a_while(self, session: TrainSession) -> Frame:
         """For SLICE_S, so that an aggregation need not wait for a slow node's whole training."""
         self._trainings.pop(session.number, None)  # a step that raises ends it
+        import torch
+
+        torch.set_num_threads(session.threads)
+        try:
+            return self._slice(session)
+        finally:
+            torch.set_num_threads(self._threads)
+
+    def _slice(self, session: TrainSession) -> Frame:
         began = time.perf_counter()
         idle_s = session.idle_s + (began - session.rests_since if session.rests_since else 0.0)
         while (now := time.perf_counter()) < began + SLICE_S:

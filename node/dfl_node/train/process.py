@@ -125,6 +125,7 @@ class ProcessTrainer(AuditRequests, StageRequests):
             data=asdict(assignment.data),
             rule=asdict(assignment.rule),
             time_budget_s=assignment.time_budget_s,
+            reference=assignment.reference,
         )
         head = answer.header
         delta, *local = answer.payloads

@@ -96,6 +96,7 @@ class Assignment:
     rule: AggregationConfig = PLAIN
     time_budget_s: float | None = None  # the loop ends before the step that would pass it; one is always done
     local: bytes | None = None  # this node's own state from its last update, None at first
+    reference: bool = False  # on one thread, whatever the node gives: an audit can do that again bit for bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +189,8 @@ class Trainer(StageTrainer, Protocol):
 
     async def recompute(self, work: Recomputation, committed: bytes) -> Recomputed:
         """Do a training again and compare: an audit. It gives the same bytes as `train` with the same rows
-        and as many steps, whatever time either took: on one kind of machine and with one thread, that is, and
-        elsewhere within `audit.TOLERANCE`.
+        and as many steps by `reference`, whatever time either took: on one kind of processor, that is, and
+        within `audit.TOLERANCE` where another one's kernels add up in another order.
 
         Raises VerificationFailed for a shard that is not the committed one and for samples that no training
         gives, UpdateRefused for a committed file that is no update, SpecInvalid for a job whose updates

@@ -147,10 +147,11 @@ class Bans:
 
 
 # -- what follows -------------------------------------------------------------------------------------
-def hostile_left(f: int, bans: int) -> int:
-    """How many of a round's updates may still be hostile when `bans` of at most `f` attackers are out: what a
-    robust aggregator need bear. Bearing more than there are costs accuracy where members' data differ."""
-    return max(0, f - bans)
+def hostile_left(f: int, out: int) -> int:
+    """How many of a round's updates may still be hostile when `out` members of at most `f` attackers are
+    banned or left out: what a robust aggregator need bear. Bearing more than there are costs accuracy where
+    members' data differ, and beyond half of the updates the aggregators fall back to the median."""
+    return max(0, f - out)
 
 
 def deterring_stake_wei(members: int, audits: int, reward_wei: int) -> int:
