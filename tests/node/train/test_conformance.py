@@ -12,7 +12,7 @@ from dfl_node.train.trainer import Trainer
 from tests.conformance import trainer as suite
 from tests.conformance import trainer_audit, trainer_rules, trainer_transfer
 
-WITHIN_S = 60.0
+WITHIN_S = 180.0  # all checks on one worker, on a machine that may be busy
 # The last one closes the trainer.
 CHECKS = (*trainer_rules.CHECKS, *trainer_transfer.CHECKS, *trainer_audit.CHECKS, *suite.CHECKS)
 
