@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3.11
 
-.PHONY: demo test test-python test-contracts test-long check setup bench bench-modes bench-gas docs-output clean
+.PHONY: demo test test-python test-contracts test-long check setup bench bench-modes bench-attacks bench-gas docs-output clean
 
 demo: setup ## Three nodes, a chain, a job, real digits: under a minute
 	@$(BIN)/dfl-node demo --datadir .dfl/demo
@@ -59,6 +59,9 @@ bench: setup ## Seconds and bytes a round costs beyond training
 
 bench-modes: setup ## Accuracy, seconds and bytes of each mode, and what a death costs
 	$(BIN)/python benchmarks/modes.py --write
+
+bench-attacks: setup ## What attackers destroy and earn, for each defence
+	$(BIN)/python benchmarks/attacks.py --write
 
 bench-gas: setup
 	npm run --silent gas

@@ -7,14 +7,16 @@ worth more, and nothing depends on the machine. No torch, no numpy; time passes 
 
 from __future__ import annotations
 
+import hashlib
 import io
+import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
 
 import trio
 
-from dfl_ledger.errors import DflError, SpecInvalid, UpdateRefused, UsageError
+from dfl_ledger.errors import DflError, SpecInvalid, UpdateRefused, UsageError, VerificationFailed
 from dfl_node.train import aggregators, base_files, codec, memory_model, models, strategies, transfer
 from dfl_node.train.codec import Schema
 from dfl_node.train.memory_files import Tensors, decode, encode, rounded
@@ -27,15 +29,19 @@ from dfl_node.train.trainer import (
     Aggregate,
     AggregationConfig,
     Assignment,
+    DataConfig,
     Evaluation,
     ModelConfig,
     ModelUpdate,
     Personalized,
+    Recomputation,
+    Recomputed,
+    Shard,
     Verdict,
     WeightedUpdate,
 )
 from dfl_node.train.transfer import PERSONAL
-from dfl_node.value import shapley
+from dfl_node.value import audit, shapley
 
 ROWS = 10  # that an evaluation claims to have seen
 _STEP = 0.05  # of the way to the target, at each step
@@ -100,6 +106,38 @@ class MemoryTrainer(MemoryStages):
             train_s,
             encode(kept, private) if kept else None,
         )
+
+    async def shard(self, data: DataConfig) -> Shard:
+        self._check_open()
+        rows = _rows(f"{data}")
+        return Shard(rows, hashlib.sha256(rows).digest())
+
+    async def recompute(self, work: Recomputation, committed: bytes) -> Recomputed:
+        self._check_open()
+        models.check(work.model)
+        audit.check_recomputable(work.model, work.rule)
+        training = replace(work.training, local_steps=audit.steps_of(work.samples, work.training))
+        if hashlib.sha256(work.shard).digest() != work.commitment:
+            raise VerificationFailed("the opened shard was refused", why="its rows are others")
+        layout = strategies.update_file(memory_model.schema(work.model), work.rule)
+        theirs = decode(committed, layout, training.max_update_bytes, codec.MAX_DELTA)
+        own = Assignment(
+            job=work.job,
+            round=work.round,
+            parent=work.parent,
+            model=work.model,
+            training=training,
+            data=DataConfig("", None, (1, 1, 1), None),
+            node_seed=work.node_seed,
+            rule=work.rule,
+        )
+        delta = (await self.train(own)).delta
+        ours = decode(delta, layout, training.max_update_bytes)
+        apart, length = (
+            math.dist(*([n for name in sorted(ours) for n in file[name]] for file in pair))
+            for pair in ((theirs, ours), ({name: [0.0] * len(n) for name, n in ours.items()}, ours))
+        )
+        return Recomputed(delta, apart / length)
 
     async def aggregate(
         self,
@@ -208,11 +246,7 @@ class MemoryTrainer(MemoryStages):
 
     async def validation_rows(self, app: str) -> bytes:
         self._check_open()
-        out = io.BytesIO()
-        with zipfile.ZipFile(out, "w") as archive:
-            for name in ("X.npy", "y.npy"):
-                archive.writestr(zipfile.ZipInfo(name), f"{app} {name}")
-        return out.getvalue()
+        return _rows(app)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -267,6 +301,15 @@ def _read(
         return None, 0.0, bad.why
     short = aggregators.discount(update.staleness)
     return {name: [n * short for n in own] for name, own in tensors.items()}, float(update.samples), ""
+
+
+def _rows(text: str) -> bytes:
+    """A file of rows, for a twin that does not look at them."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in ("X.npy", "y.npy"):
+            archive.writestr(zipfile.ZipInfo(name), f"{text} {name}")
+    return out.getvalue()
 
 
 def _check_rows(data: bytes) -> None:

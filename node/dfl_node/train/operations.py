@@ -18,6 +18,7 @@ from dfl_node.train.requests import base_of, data_of, model_of, rule_of
 from dfl_node.train.stage_operations import StageOperations
 from dfl_node.train.trainer import DataConfig, ModelConfig, TrainingConfig
 from dfl_node.train.transfer import PERSONAL
+from dfl_node.value import audit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,6 +52,7 @@ class TrainSession:
     number: int
     steps: Generator[None, None, Trained]
     finish: Callable[[Trained], Frame]
+    threads: int
     idle_s: float = 0.0  # in which others had their turn
     rests_since: float = 0.0
 
@@ -63,7 +65,7 @@ class Operations:
         self._say = say
         self._ready = False
         self._session: ScoreSession | None = None
-        self._training: TrainSession | None = None
+        self._trainings: dict[int, TrainSession] = {}  # our own, and audits
         self._rows: tuple[tuple[DataConfig, ModelConfig], Inputs] | None = None
         self.by_name: dict[str, Callable[[Frame], Frame]] = {
             "warm": self.warm,
@@ -71,6 +73,8 @@ class Operations:
             "train": self.train,
             "train_on": self.train_on,
             "train_drop": self.train_drop,
+            "shard": self.shard,
+            "recompute": self.recompute,
             "aggregate": self.aggregate,
             "score_open": self.score_open,
             "score_value": self.score_value,
@@ -98,15 +102,59 @@ class Operations:
 
     def train(self, request: Frame) -> Frame:
         """parent -> H local steps -> parent minus trained."""
+        model, config = model_of(request), TrainingConfig(**request.header["training"])
+        data = data_of(request.header["data"])
+
+        def answer(result: Trained, update: bytes, kept: tuple[bytes, ...]) -> Frame:
+            told = {"samples": result.samples, "loss": result.loss, "train_s": result.train_s}
+            return Frame(told, (update, *kept))
+
+        return self._begin(request, config, lambda: self._inputs(data, model), answer)
+
+    def recompute(self, request: Frame) -> Frame:
+        """Another node's training from its own rows, and how far its update is from what that gives."""
+        from dfl_node.train import rows as files
+        from dfl_node.train import tensors
+        from dfl_node.train.aggregators import arrays
+
+        model, rule = model_of(request), rule_of(request)
+        audit.check_recomputable(model, rule)
+        config = TrainingConfig(**request.header["training"])
+        config = replace(config, local_steps=audit.steps_of(request.header["samples"], config))
+        parent, shard, committed = request.payloads
+        rows = files.read_opened(shard, bytes.fromhex(request.header["commitment"]))
+        layout = strategies.update_file(self._schema(model), rule)
+        theirs = tensors.decode(committed, layout, max_bytes=config.max_update_bytes, max_abs=MAX_DELTA)
+
+        def answer(_: Trained, update: bytes, __: tuple[bytes, ...]) -> Frame:
+            ours = tensors.decode(update, layout, max_bytes=config.max_update_bytes)
+            return Frame({"distance": arrays.relative_distance(theirs, ours)}, (update,))
+
+        return self._begin(
+            replace(request, payloads=(parent,)), config, lambda: self._fit(rows, model), answer
+        )
+
+    def shard(self, request: Frame) -> Frame:
+        """This node's rows as a file, and the commitment to them."""
+        from dfl_node.train import rows as files
+
+        data = data_of(request.header["data"])
+        rows = load_application(data.app).load(data.path, data.shard, data.dirichlet_alpha)
+        return Frame({"commitment": files.commitment(rows).hex()}, (files.write_npz(rows),))
+
+    def _begin(
+        self,
+        request: Frame,
+        config: TrainingConfig,
+        inputs: Callable[[], Inputs],
+        answer: Callable[[Trained, bytes, tuple[bytes, ...]], Frame],
+    ) -> Frame:
+        """Start a session from a parent, and a node's own state if there is one, on some rows. `answer` makes
+        the last frame of what was trained, the update's file and the node's own state, if any."""
         self._torch()
         from dfl_node.train import aggregation, evaluation, local_sgd, member, network, tensors
 
-        model, config, rule = (
-            model_of(request),
-            TrainingConfig(**request.header["training"]),
-            rule_of(request),
-        )
-        data = data_of(request.header["data"])
+        model, rule = model_of(request), rule_of(request)
         strategies.check_optimizer(rule.strategy, config.optimizer)
         schema = self._schema(model)
         files = strategies.model_file(schema, rule), strategies.update_file(schema, rule)
@@ -131,7 +179,7 @@ class Operations:
         header = request.header
         steps = local_sgd.training(
             net,
-            self._inputs(data, model),
+            inputs(),
             config,
             steps=config.local_steps,
             seed=local_sgd.seed_words(header["job"], header["round"], header["node_seed"], config.seed),
@@ -148,30 +196,34 @@ class Operations:
                 control, change = member.next_control(file, local, update, result, config)
                 kept |= control
                 update |= change
-            payloads = tensors.encode(update, files[1]), *((tensors.encode(kept, private),) if kept else ())
-            told = {"samples": result.samples, "loss": result.loss, "train_s": result.train_s}
-            return Frame(told, payloads)
+            own = (tensors.encode(kept, private),) if kept else ()
+            return answer(result, tensors.encode(update, files[1]), own)
 
-        self._training = TrainSession(header["session"], steps, finish)
-        return self._train_a_while()
+        threads = 1 if header["reference"] else self._threads
+        return self._train_a_while(TrainSession(header["session"], steps, finish, threads))
 
     def train_on(self, request: Frame) -> Frame:
         """Go on with the training of this session; `lost` if another worker held it."""
-        if self._training is None or self._training.number != request.header["session"]:
-            return Frame({"lost": True})
-        return self._train_a_while()
+        session = self._trainings.get(request.header["session"])
+        return Frame({"lost": True}) if session is None else self._train_a_while(session)
 
     def train_drop(self, request: Frame) -> Frame:
         """Nobody wants this session's training any more."""
-        if self._training is not None and self._training.number == request.header["session"]:
-            self._training = None
+        self._trainings.pop(request.header["session"], None)
         return Frame({})
 
-    def _train_a_while(self) -> Frame:
+    def _train_a_while(self, session: TrainSession) -> Frame:
         """For SLICE_S, so that an aggregation need not wait for a slow node's whole training."""
-        session, self._training = self._training, None  # a step that raises ends it
-        if session is None:
-            raise DflError("nothing is being trained")
+        self._trainings.pop(session.number, None)  # a step that raises ends it
+        import torch
+
+        torch.set_num_threads(session.threads)
+        try:
+            return self._slice(session)
+        finally:
+            torch.set_num_threads(self._threads)
+
+    def _slice(self, session: TrainSession) -> Frame:
         began = time.perf_counter()
         idle_s = session.idle_s + (began - session.rests_since if session.rests_since else 0.0)
         while (now := time.perf_counter()) < began + SLICE_S:
@@ -180,7 +232,7 @@ class Operations:
             except StopIteration as end:
                 done: Trained = end.value
                 return session.finish(replace(done, train_s=done.train_s - idle_s))
-        self._training = replace(session, idle_s=idle_s, rests_since=now)
+        self._trainings[session.number] = replace(session, idle_s=idle_s, rests_since=now)
         return Frame({"unfinished": True})
 
     def aggregate(self, request: Frame) -> Frame:

@@ -27,6 +27,7 @@ import trio
 from dfl_ledger import errors
 from dfl_ledger.errors import DflError, SpecInvalid, UsageError
 from dfl_node.train import frames, transfer
+from dfl_node.train.audit_process import AuditRequests
 from dfl_node.train.base_files import Bases
 from dfl_node.train.frames import Frame, FrameError, WorkerDied
 from dfl_node.train.stage_process import StageRequests
@@ -83,7 +84,7 @@ async def open_trainer(
         await trainer.aclose()
 
 
-class ProcessTrainer(StageRequests):
+class ProcessTrainer(AuditRequests, StageRequests):
     """A `Trainer`. Make it with `open_trainer`."""
 
     def __init__(self, settings: dict[str, Any], on_progress: Callable[[Progress], None] | None) -> None:
@@ -94,7 +95,7 @@ class ProcessTrainer(StageRequests):
         self._turn = trio.Lock()  # fair: first come, first served
         self._scoring = trio.Lock()
         self._sessions = itertools.count(1)
-        self._dropped: int | None = None
+        self._dropped: list[int] = []  # trainings that nobody wants any more
         self._bases = Bases()
         self._closed = False
 
@@ -112,24 +113,7 @@ class ProcessTrainer(StageRequests):
         return answer.payloads[0]
 
     async def train(self, assignment: Assignment) -> ModelUpdate:
-        """In slices: whatever else is asked for meanwhile waits for one of them and not for the whole."""
-        session = next(self._sessions)
-        try:
-            answer = await self._train(session, assignment)
-            while "samples" not in answer.header:
-                if "lost" in answer.header:  # another request was cancelled, and the worker with it: anew
-                    answer = await self._train(session, assignment)
-                else:
-                    answer = await self._ask("train_on", session=session)
-        except BaseException:
-            self._dropped = session  # the next request tells the worker
-            raise
-        head = answer.header
-        delta, *local = answer.payloads
-        return ModelUpdate(delta, head["samples"], head["loss"], head["train_s"], local[0] if local else None)
-
-    async def _train(self, session: int, assignment: Assignment) -> Frame:
-        return await self._ask(
+        answer = await self._in_slices(
             "train",
             assignment.parent,
             *(() if assignment.local is None else (assignment.local,)),
@@ -141,8 +125,26 @@ class ProcessTrainer(StageRequests):
             data=asdict(assignment.data),
             rule=asdict(assignment.rule),
             time_budget_s=assignment.time_budget_s,
-            session=session,
+            reference=assignment.reference,
         )
+        head = answer.header
+        delta, *local = answer.payloads
+        return ModelUpdate(delta, head["samples"], head["loss"], head["train_s"], local[0] if local else None)
+
+    async def _in_slices(self, op: str, *payloads: bytes, **fields: Any) -> Frame:
+        """A training: whatever else is asked for meanwhile waits for one slice and not for the whole."""
+        session = next(self._sessions)
+        try:
+            answer = await self._ask(op, *payloads, session=session, **fields)
+            while not answer.payloads:
+                if "lost" in answer.header:  # another request was cancelled, and the worker with it: anew
+                    answer = await self._ask(op, *payloads, session=session, **fields)
+                else:
+                    answer = await self._ask("train_on", session=session)
+        except BaseException:
+            self._dropped.append(session)  # the next request tells the worker
+            raise
+        return answer
 
     async def aggregate(
         self,
@@ -294,10 +296,9 @@ class ProcessTrainer(StageRequests):
                 self._worker = await self._start()
             worker, answered = self._worker, False
             try:
-                if self._dropped is not None:
-                    drop = Frame({"op": "train_drop", "session": self._dropped})
+                while self._dropped:
+                    drop = Frame({"op": "train_drop", "session": self._dropped.pop()})
                     await worker.exchange(drop, self._on_progress)
-                    self._dropped = None
                 answer = await worker.exchange(Frame({"op": op, **fields}, payloads), self._on_progress)
                 answered = True
             finally:

@@ -7,6 +7,7 @@ it is inflated: 195 kB of zip can hold 200 MB.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import struct
@@ -19,7 +20,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from dfl_ledger.errors import UsageError
+from dfl_ledger.errors import UsageError, VerificationFailed
 
 MAX_DATA_BYTES = 256 << 20  # of both arrays together, inflated
 MAX_PARTS = 100_000
@@ -87,6 +88,18 @@ def read_npz(data: bytes, *, max_bytes: int = MAX_DATA_BYTES) -> Rows:
     return _checked(arrays["X.npy"], arrays["y.npy"])
 
 
+def read_opened(data: bytes, committed: bytes) -> Rows:
+    """The rows of a shard that its node opened. Raises VerificationFailed unless they are those committed."""
+    try:
+        rows = read_npz(data)
+    except UsageError as bad:
+        raise VerificationFailed("the opened shard was refused", why=bad.why) from bad
+    if (found := commitment(rows)) != committed:
+        why = f"its rows are 0x{found.hex()}, and its node committed to 0x{committed.hex()}"
+        raise VerificationFailed("the opened shard was refused", why=why)
+    return rows
+
+
 def _check_directory(data: bytes) -> None:
     """zipfile reads the whole directory at once, and 64 MB of entries would take a gigabyte: the directory
     of two members is small, ends the file, and needs no 64-bit extension."""
@@ -135,6 +148,16 @@ def _checked(x: NDArray[np.generic], y: NDArray[np.generic]) -> Rows:
 
 def _refusal(why: str) -> UsageError:
     return UsageError("data file refused", why=why, help_command="dfl-node eval --help")
+
+
+def commitment(rows: Rows) -> bytes:
+    """SHA-256 of the rows in their order: their form, then every number, little-endian. Not of a file, whose
+    bytes depend on a library's compression."""
+    x, y = (np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for a in (rows.X, rows.y))
+    digest = hashlib.sha256(f"dfl rows 1 {x.dtype.str} {x.shape} {y.dtype.str}\n".encode())
+    digest.update(x.data)
+    digest.update(y.data)
+    return digest.digest()
 
 
 # -- splits -------------------------------------------------------------------------------------------

@@ -96,6 +96,7 @@ class Assignment:
     rule: AggregationConfig = PLAIN
     time_budget_s: float | None = None  # the loop ends before the step that would pass it; one is always done
     local: bytes | None = None  # this node's own state from its last update, None at first
+    reference: bool = False  # on one thread, whatever the node gives: an audit can do that again bit for bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,36 @@ class ModelUpdate:
     loss: float  # mean training loss over the last tenth of the steps
     train_s: float  # seconds in the training loop alone
     local: bytes | None = None  # safetensors for this node's next `Assignment`; never sent to anybody
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The rows that a node trains on, and what it commits to when it joins an audited job."""
+
+    rows: bytes  # NPZ, as whoever audits gets it
+    commitment: bytes  # SHA-256 of the rows themselves, in their order: 32 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputation:
+    """Another node's training as it described it, to be done again."""
+
+    job: int
+    round: int
+    parent: bytes  # safetensors, as in its `Assignment`
+    model: ModelConfig
+    training: TrainingConfig
+    node_seed: int
+    samples: int  # as it declared them: they tell how many steps it took
+    shard: bytes  # NPZ, as it opened it
+    commitment: bytes  # as it joined with it
+    rule: AggregationConfig = PLAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    delta: bytes  # safetensors: what that work gives here
+    distance: float  # ||committed - recomputed|| / ||recomputed||; 0 for the same bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +182,21 @@ class Trainer(StageTrainer, Protocol):
         ...
 
     async def train(self, assignment: Assignment) -> ModelUpdate: ...
+
+    async def shard(self, data: DataConfig) -> Shard:
+        """The rows of a data configuration, in the order in which `train` knows them."""
+        ...
+
+    async def recompute(self, work: Recomputation, committed: bytes) -> Recomputed:
+        """Do a training again and compare: an audit. It gives the same bytes as `train` with the same rows
+        and as many steps by `reference`, whatever time either took: on one kind of processor, that is, and
+        within `audit.TOLERANCE` where another one's kernels add up in another order.
+
+        Raises VerificationFailed for a shard that is not the committed one and for samples that no training
+        gives, UpdateRefused for a committed file that is no update, SpecInvalid for a job whose updates
+        depend on what never leaves a node (`audit.check_recomputable`).
+        """
+        ...
 
     async def aggregate(
         self,

@@ -9,6 +9,7 @@ is made 0.0 first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -32,6 +33,14 @@ def distances(vectors: Sequence[Vector]) -> list[list[float]]:
         for j in range(i):
             result[i][j] = result[j][i] = _squared(one, vectors[j])
     return result
+
+
+def relative_distance(one: Vector, other: Vector) -> float:
+    """||one - other|| / ||other||; Inf from a zero vector to anything else."""
+    apart, length = _squared(one, other), _squared(other, None)
+    if length == 0:
+        return math.inf if apart else 0.0
+    return math.sqrt(apart / length)
 
 
 def _squared(one: Vector, other: Vector | None) -> float:
