@@ -1,7 +1,7 @@
 """Near-duplicates share one contributor's worth: one piece of work under many names earns once. Pure.
 
 Two updates are near-duplicates when the cosine of their steps is at least THRESHOLD: a copy, a scaled copy, a
-copy with noise of up to a fifth of its length. Likeness carries on: who is alike a third belongs to the
+copy with noise of up to a seventh of its length. Likeness carries on: who is alike a third belongs to the
 third's group. A group is one player of the valuation:
 
     its step      the mean of its updates, by their weights
@@ -11,15 +11,16 @@ third's group. A group is one player of the valuation:
 So the others are worth what they were without the copies, and the copies together what one of them was alone.
 Steps of length 0 are alike each other and nobody else.
 
-Honest steps are far from it. Measured on digits (benchmarks/similarity.py): between members with IID shards
-the largest cosine was HONEST, and it falls as training goes on.
+Honest steps are below it. Measured on digits (benchmarks/similarity.py), IID shards: at most 0.88
+where batches are drawn, and less as training goes on; 0.96 for five steps without any chance, each on half of
+all rows. Such steps of several thousand rows each would come near the threshold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-THRESHOLD = 0.98
+THRESHOLD = 0.99
 
 
 def alike(dot: float, one: float, other: float) -> bool:

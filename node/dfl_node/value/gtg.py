@@ -10,7 +10,9 @@ which it may arrive of what it adds there.
     between rounds     a round whose updates together changed nothing measurable is not looked into
     within a round     an order is cut once it has reached what all together are worth, twice running (once
                        may be on the way to somewhere else): who comes later adds nothing
-    bounded            at most `most_evaluations(n)` coalitions: the order that would ask for more is dropped
+    bounded            at most `most_evaluations(n)` coalitions: the order that would ask for more is dropped.
+                       No earlier end when the errors look small: two machines whose values differ in the last
+                       digit must not draw different numbers of orders
 
 The error bar is the standard error of the mean. A few orders may miss the ones that matter, so each variance
 is taken half as its own and half as the mean of all. What the estimates miss of v(all) is shared out by
@@ -29,8 +31,6 @@ from dfl_node.value.draws import shuffled
 
 UNCHANGED = 1_000  # 1e-6 of loss: what all together are worth is less than anybody can measure
 CUT = 20  # an order is cut when what is left is within 1/20 of the mean worth
-CLOSE = 20  # enough, when every standard error is at most 1/20 of the mean worth ...
-FINE = 10_000  # ... or 1e-5 of loss
 ALL_PAIRS = 32
 PARTNERS = 8  # even
 
@@ -80,8 +80,6 @@ def estimate(n: int, seed: int) -> Generator[int, int, Estimate]:
         second[one].add(both - known[1 << other])
         second[other].add(both - known[1 << one])
     for k in range(max(_FULL_ORDERS, min(_TURNS * n, _PLACES // n))):
-        if k and k % n == 0 and _close(_variances(second, between), whole):
-            break
         order = _order(seed, k, n)
         coalition = 1 << order[0] | 1 << order[1]
         if coalition not in known and len(known) > most:
@@ -142,11 +140,6 @@ def _variances(second: list[_Samples], between: list[_Samples]) -> list[Fraction
         (Fraction(n - 1 - one.count, n - 1) * one.variance + (n - 3) ** 2 * rest.variance) / (n * n)
         for one, rest in zip(second, between, strict=True)
     ]
-
-
-def _close(variances: list[Fraction], whole: int) -> bool:
-    enough = max(Fraction(abs(whole), CLOSE * len(variances)), Fraction(FINE))
-    return all(variance <= enough * enough for variance in variances)
 
 
 def _finish(

@@ -70,11 +70,11 @@ def cosine(one: State, other: State) -> float:
 def test_honest_updates_are_no_duplicates(
     model: ModelConfig, config: TrainingConfig, members: int, rounds: int
 ) -> None:
-    """With a margin: half the angle of the most alike is still no copy's."""
+    """With a margin: two thirds of the angle between the most alike are still no copy's."""
     for updates in honest(model, config, members, rounds):
         assert likeness.groups(updates) == tuple(range(members))
         largest = max(cosine(one, other) for one, other in combinations(updates, 2))
-        assert np.arccos(largest) > 1.2 * np.arccos(THRESHOLD)
+        assert np.arccos(largest) > 1.5 * np.arccos(THRESHOLD)
 
 
 def test_copies_are_found_whatever_their_scale() -> None:
@@ -93,10 +93,10 @@ def test_copies_are_found_whatever_their_scale() -> None:
         {name: (tensor * np.float32(1e-20)) for name, tensor in own.items()},
         {name: tensor * np.float32(1e5) for name, tensor in own.items()},
         noisy(0.01),
-        noisy(0.15),
+        noisy(0.1),
     ]
     assert likeness.groups([*updates, *copies]) == (0, 1, 2, 3, 2, 2, 2, 2, 2)
-    others = [noisy(0.5), {name: -tensor for name, tensor in own.items()}]
+    others = [noisy(0.2), {name: -tensor for name, tensor in own.items()}]
     assert likeness.groups([*updates, *others]) == (0, 1, 2, 3, 4, 5)
     nothing = {name: np.zeros_like(tensor) for name, tensor in own.items()}
     assert likeness.groups([nothing, own, nothing]) == (0, 1, 0)
