@@ -376,8 +376,8 @@ def run(rounds: int = SIMULATED) -> dict[str, Any]:
         f"33 of 100 collude: {name}": simulate(strategy, work, 33, evaluators=100, rounds=rounds)
         for name, (strategy, work) in COLLUSIONS.items()
     }
-    beyond["13 of 21 agree on the round before, a plant every other round"] = simulate(
-        previous, 0.0, 13, planted=0.5, rounds=rounds
+    beyond["13 of 21 agree on the round before, plants in two rounds of three"] = simulate(
+        previous, 0.0, 13, planted=2 / 3, rounds=rounds
     )
     return {"alone": alone, "together": together, "beyond": beyond}
 

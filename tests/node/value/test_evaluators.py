@@ -70,9 +70,9 @@ def test_who_lies_only_with_half_of_a_panel_stays_honest_where_it_never_has_it()
 
 
 def test_plants_make_a_majority_that_does_not_work_lose() -> None:
-    found = results()["beyond"]["13 of 21 agree on the round before, a plant every other round"]
+    found = results()["beyond"]["13 of 21 agree on the round before, plants in two rounds of three"]
     assert found["strategy"]["net_per_round"] < 0
-    assert 0.4 < found["strategy"]["caught"]["planted"] < 0.6
+    assert 0.55 < found["strategy"]["caught"]["planted"] < 0.8
 
 
 def test_recorded_results_are_those_of_the_recorded_scores() -> None:
