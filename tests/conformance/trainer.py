@@ -275,59 +275,6 @@ async def check_hostile_parents(world: World) -> None:
             )
 
 
-async def check_score(world: World) -> None:
-    """Worths add up to what the average gained; equals get the same; a refused update gets nothing."""
-    trainer = world.trainer
-    second = (await trainer.train(assignment(world.parent, node=2))).delta
-    updates = weigh((world.delta, 50), (with_last(second, math.nan), 50), (second, 50), (world.delta, 50))
-    scores = await trainer.score(
-        MODEL, world.parent, updates, world.validation, method="shapley", max_update_bytes=LIMIT
-    )
-    after = await trainer.aggregate(MODEL, world.parent, updates, max_update_bytes=LIMIT)
-    gained = (await trainer.evaluate(MODEL, world.parent, world.validation)).loss
-    gained -= (await trainer.evaluate(MODEL, after.model, world.validation)).loss
-    assert sum(scores) * NANO == pytest.approx(gained, abs=5 * NANO)
-    assert scores[0] == scores[3] > 0
-    assert scores[1] == 0
-    again = await trainer.score(
-        MODEL, world.parent, updates, world.validation, method="shapley", max_update_bytes=LIMIT
-    )
-    assert again == scores
-
-
-async def check_leave_one_out(world: World) -> None:
-    """v(all) - v(all without i), and "shapley" means the same above eight updates."""
-    trainer = world.trainer
-    worse = with_numbers(world.delta, [-d for d in numbers(world.delta)])
-    updates = weigh((world.delta, 10), (worse, 10), (world.delta, 10))
-    scores = await trainer.score(
-        MODEL, world.parent, updates, world.validation, method="leave-one-out", max_update_bytes=LIMIT
-    )
-    assert scores[1] < 0 < scores[0] == scores[2]
-    many = updates * 3
-    by_method = [
-        await trainer.score(
-            MODEL, world.parent, many, world.validation, method=method, max_update_bytes=LIMIT
-        )
-        for method in ("leave-one-out", "shapley")
-    ]
-    assert by_method[0] == by_method[1]
-
-
-async def check_score_without_updates(world: World) -> None:
-    for updates, scores in (([], ()), (weigh((b"junk", 1)), (0,))):
-        assert scores == await world.trainer.score(
-            MODEL, world.parent, updates, world.validation, method="shapley", max_update_bytes=LIMIT
-        )
-
-
-async def check_unknown_method(world: World) -> None:
-    with pytest.raises(UsageError):
-        await world.trainer.score(
-            MODEL, world.parent, [], world.validation, method="by nose", max_update_bytes=LIMIT
-        )
-
-
 async def check_evaluate(world: World) -> None:
     """Training on a round's average makes the model better; data that is no NPZ file is refused."""
     before = await world.trainer.evaluate(MODEL, world.parent, world.validation)
@@ -365,10 +312,6 @@ CHECKS: tuple[Check, ...] = (
     check_excessive_updates,
     check_nothing_accepted,
     check_hostile_parents,
-    check_score,
-    check_leave_one_out,
-    check_score_without_updates,
-    check_unknown_method,
     check_evaluate,
     check_closed,
 )

@@ -71,8 +71,8 @@ async def check_strategies(world: World) -> None:
             max_update_bytes=LIMIT,
             rule=rule,
         )
-        assert len(scores) == 1
-        assert scores[0] != 0, name
+        assert len(scores.worths) == 1
+        assert scores.worths[0] != 0, name
 
 
 async def check_server_state(world: World) -> None:

@@ -179,7 +179,7 @@ async def check_personal_jobs_are_scored(world: World) -> None:
     after = await trainer.aggregate(PERSONAL, file, updates, max_update_bytes=LIMIT)
     gained = await trainer.loss(PERSONAL, file, world.validation)
     gained -= await trainer.loss(PERSONAL, after.model, world.validation)
-    assert sum(scores) * NANO == pytest.approx(gained, abs=5 * NANO)
+    assert sum(scores.worths) * NANO == pytest.approx(gained, abs=5 * NANO)
 
 
 async def check_losses(world: World) -> None:

@@ -13,7 +13,6 @@ from dfl_node.modes.pieces import Revealed
 from dfl_node.rounds.vocabulary import Hop, Train, Work
 from dfl_node.train.trainer import Assignment, Verdict, WeightedUpdate
 
-MAX_EXACT_SHAPLEY = 8  # contributors: 2^n models are evaluated
 COMMIT_SHARE = 0.5  # of the commit window that training may take; the rest is for the model and the chain
 
 
@@ -96,20 +95,20 @@ class DataParallel:
     async def worth(self, round_: int, parent: Cid, revealed: Revealed) -> tuple[tuple[int, ...], str]:
         """Each update's marginal worth on the validation rows."""
         updates = await self.weighted(round_, revealed)
-        exact = self._spec.reward.valuation == "shapley" and len(updates) <= MAX_EXACT_SHAPLEY
-        method = "shapley" if exact else "leave-one-out"
-        inspected = iter(
-            await self._parts.trainer.score(
-                self._context.model,
-                await self._context.fetch_model(parent),
-                updates,
-                await self._context.validation(),
-                method=method,
-                rule=self._context.rule,
-                max_update_bytes=self._spec.training.max_update_bytes,
-            )
+        pieces = "".join(row.cid for row, _ in revealed.standing())
+        scores = await self._parts.trainer.score(
+            self._context.model,
+            await self._context.fetch_model(parent),
+            updates,
+            await self._context.validation(),
+            method=self._spec.reward.valuation,
+            rule=self._context.rule,
+            max_update_bytes=self._spec.training.max_update_bytes,
+            # Nobody knows it before all pieces are committed.
+            seed=int.from_bytes(hashlib.sha256(f"{parent}/{round_}/{pieces}".encode()).digest(), "big"),
         )
-        return tuple(0 if why else next(inspected) for why in revealed.refused), method
+        inspected = iter(scores.worths)
+        return tuple(0 if why else next(inspected) for why in revealed.refused), scores.method
 
     async def weighted(self, round_: int, revealed: Revealed) -> list[WeightedUpdate]:
         """The updates that nothing speaks against, and what each weighs."""

@@ -70,6 +70,12 @@ def coalition(parent: Mapping[str, Array], updates: Sequence[Weighted]) -> State
     )
 
 
+def mean(updates: Sequence[Weighted]) -> State:
+    """Their weighted mean step, in float64."""
+    weights = [weight for _, weight in updates]
+    return dict(_combined([update for update, _ in updates], weights, PLAIN))
+
+
 def _combined(
     vectors: Sequence[State], weights: Sequence[float], rule: AggregationConfig
 ) -> dict[str, Array64]:

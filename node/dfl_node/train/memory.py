@@ -21,7 +21,7 @@ from dfl_node.train import aggregators, base_files, codec, memory_model, models,
 from dfl_node.train.codec import Schema
 from dfl_node.train.memory_files import Tensors, decode, encode, rounded
 from dfl_node.train.memory_model import SCHEMA, TARGET, draw, named, parts
-from dfl_node.train.memory_rules import first_file, next_file, shared_part, under
+from dfl_node.train.memory_rules import first_file, groups, next_file, players, shared_part, under
 from dfl_node.train.memory_stage import MemoryStages
 from dfl_node.train.strategies import CONTROL, SERVER
 from dfl_node.train.trainer import (
@@ -41,11 +41,12 @@ from dfl_node.train.trainer import (
     WeightedUpdate,
 )
 from dfl_node.train.transfer import PERSONAL
-from dfl_node.value import audit, shapley
+from dfl_node.value import audit, scoring, shapley, valuation
+from dfl_node.value.scoring import Scores
 
 ROWS = 10  # that an evaluation claims to have seen
 _STEP = 0.05  # of the way to the target, at each step
-_SPREAD = 0.05  # how differently nodes see the target
+_SPREAD = 0.5  # how differently nodes see the target: their steps must not be near-duplicates
 
 
 class MemoryTrainer(MemoryStages):
@@ -170,28 +171,28 @@ class MemoryTrainer(MemoryStages):
         method: str,
         max_update_bytes: int,
         rule: AggregationConfig = PLAIN,
-    ) -> tuple[int, ...]:
+        seed: int = 0,
+    ) -> Scores:
         self._check_open()
-        if method not in shapley.METHODS:
-            raise UsageError(f"no scoring method {method!r:.40}", why=f"one of {', '.join(shapley.METHODS)}")
+        scoring.check(method, seed)
         models.check(model)
         schema = memory_model.schema(model)
         before = shared_part(decode(parent, strategies.model_file(schema, rule), max_update_bytes))
         _check_rows(validation)
         read = [_read(update, schema, rule, max_update_bytes) for update in updates]
-        accepted = [(place, tensors, w) for place, (tensors, w, _) in enumerate(read) if tensors is not None]
+        steps = [(shared_part(tensors), weight) for tensors, weight, _ in read if tensors is not None]
+        first = groups([step for step, _ in steps])
+        own = players(steps, first)
 
         def value(coalition: int) -> int:
-            members = [
-                (shared_part(tensors), w) for i, (_, tensors, w) in enumerate(accepted) if coalition >> i & 1
-            ]
+            members = [player for i, player in enumerate(own) if coalition >> i & 1]
             after = rounded(next_file(before, members, PLAIN))
             return shapley.fixed(self._measured(model, before)) - shapley.fixed(self._measured(model, after))
 
-        values = {coalition: value(coalition) for coalition in shapley.coalitions(len(accepted), method)}
-        worths = shapley.worths(values, len(accepted), method)
-        worth = {place: found for (place, _, _), found in zip(accepted, worths, strict=True)}
-        return tuple(worth.get(place, 0) for place in range(len(updates)))
+        uses = [frozenset(update.datasets) for update in updates]
+        return valuation.drive(
+            scoring.score([not why for _, _, why in read], first, uses, method, seed), value
+        )
 
     async def evaluate(self, model: ModelConfig, parameters: bytes, data: bytes) -> Evaluation:
         loss = await self.loss(model, parameters, data)
@@ -247,6 +248,14 @@ class MemoryTrainer(MemoryStages):
     async def validation_rows(self, app: str) -> bytes:
         self._check_open()
         return _rows(app)
+
+    async def shards(self, validation: bytes, count: int, seed: int) -> tuple[bytes, ...]:
+        """Of rows that it never reads."""
+        self._check_open()
+        _check_rows(validation)
+        if not 1 <= count <= ROWS:
+            raise UsageError(f"{ROWS} validation rows cannot be cut into {count} shards")
+        return tuple([await self.validation_rows(f"{seed} {number}") for number in range(count)])
 
     async def aclose(self) -> None:
         self._closed = True

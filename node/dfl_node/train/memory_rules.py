@@ -9,7 +9,8 @@ from dfl_node.train import aggregators, strategies
 from dfl_node.train.aggregators import Plan, Sum
 from dfl_node.train.memory_files import Numbers, Tensors
 from dfl_node.train.strategies import CONTROL, SERVER, Step
-from dfl_node.train.trainer import AggregationConfig
+from dfl_node.train.trainer import PLAIN, AggregationConfig
+from dfl_node.value import duplicates
 
 
 def first_file(shared: Tensors, rule: AggregationConfig) -> Tensors:
@@ -55,6 +56,28 @@ def next_file(parent: Tensors, updates: Sequence[tuple[Tensors, float]], rule: A
             for what, value in kept.items():
                 result[f"{SERVER}{what}.{name}"][place] = value
     return result
+
+
+def groups(steps: Sequence[Tensors]) -> tuple[int, ...]:
+    """For each step the first of its near-duplicates."""
+
+    def dot(one: Tensors, other: Tensors) -> float:
+        return math.fsum(x * y for name in one for x, y in zip(one[name], other[name], strict=True))
+
+    squares = [dot(step, step) for step in steps]
+    return duplicates.groups(
+        len(steps), lambda i, j: duplicates.alike(dot(steps[i], steps[j]), squares[i], squares[j])
+    )
+
+
+def players(updates: Sequence[tuple[Tensors, float]], first: Sequence[int]) -> list[tuple[Tensors, float]]:
+    """One update a group of near-duplicates."""
+    found = []
+    for group in duplicates.members(first):
+        steps, weights = zip(*(updates[i] for i in group), strict=True)
+        step = _combined(steps, weights, PLAIN) if len(group) > 1 else steps[0]
+        found.append((step, max(weights)))
+    return found
 
 
 def _combined(vectors: Sequence[Tensors], weights: Sequence[float], rule: AggregationConfig) -> Tensors:

@@ -41,7 +41,7 @@ class ScoreSession:
     net: nn.Module  # every coalition's state goes in here
     personal: State  # as it begins
     parent: State
-    updates: tuple[tuple[State, float], ...]  # accepted ones, with their weights
+    players: tuple[tuple[State, float], ...]  # accepted updates, near-duplicates as one, and their weights
     inputs: Inputs
 
 
@@ -81,6 +81,7 @@ class Operations:
             "score_close": self.score_close,
             "central": self.central,
             "rows": self.rows,
+            "shards": self.shards,
             **ModelOperations(self._torch, self._progress).by_name,
             **StageOperations(self._torch, self._inputs).by_name,
         }
@@ -253,9 +254,10 @@ class Operations:
         return Frame({"reasons": [why for why, _, _ in read]}, (result,))
 
     def score_open(self, request: Frame) -> Frame:
-        """Check every update once; answers which are accepted, and the parent's loss."""
+        """Check every update once; answers which are accepted, which of those are alike, and the parent's
+        loss."""
         self._torch()
-        from dfl_node.train import aggregation, evaluation, network, tensors
+        from dfl_node.train import aggregation, evaluation, likeness, network, tensors
         from dfl_node.train.rows import read_npz
 
         model, rule, limit = model_of(request), rule_of(request), request.header["max_update_bytes"]
@@ -264,12 +266,16 @@ class Operations:
         file = tensors.decode(parent_bytes, strategies.model_file(schema, rule), max_bytes=limit)
         read = _read_updates(request, updates, strategies.update_file(schema, rule))
         inputs = evaluation.inputs_of(read_npz(validation), models.kind(model))
-        accepted = tuple((update, weight) for _, update, weight in read if update is not None)
+        accepted = [(update, weight) for _, update, weight in read if update is not None]
+        steps = [(aggregation.shared_part(update), weight) for update, weight in accepted]
+        first = likeness.groups([step for step, _ in steps])
         parent = aggregation.shared_part(file)
         net = network.start(model, base_of(request))
         personal = network.copy(net, network.parts(net, model).personal)
-        self._session = ScoreSession(request.header["session"], net, personal, parent, accepted, inputs)
-        return Frame({"accepted": [not why for why, _, _ in read], "loss": self._coalition_loss(0)})
+        players = likeness.players(steps, first)
+        self._session = ScoreSession(request.header["session"], net, personal, parent, players, inputs)
+        accepts = [not why for why, _, _ in read]
+        return Frame({"accepted": accepts, "alike": list(first), "loss": self._coalition_loss(0)})
 
     def score_value(self, request: Frame) -> Frame:
         """The loss of the model that a coalition gives; `lost` if another worker held the session."""
@@ -307,6 +313,17 @@ class Operations:
         app = load_application(request.header["app"])
         rows = app.validation() if request.header["which"] == "validation" else app.holdout()
         return Frame({}, (write_npz(rows),))
+
+    def shards(self, request: Frame) -> Frame:
+        """An NPZ file's rows as several files."""
+        import numpy as np
+
+        from dfl_node.train.rows import read_npz, write_npz
+        from dfl_node.value import shards
+
+        rows = read_npz(request.payloads[0])
+        parts = shards.places(rows.y.tolist(), request.header["count"], request.header["seed"])
+        return Frame({}, tuple(write_npz(rows.take(np.array(part, np.intp))) for part in parts))
 
     # -- pieces ---------------------------------------------------------------------------------------
     def _torch(self) -> None:
@@ -350,7 +367,7 @@ class Operations:
         session = self._session
         if session is None:
             raise DflError("nothing is being scored")
-        members = [update for place, update in enumerate(session.updates) if mask >> place & 1]
+        members = [player for place, player in enumerate(session.players) if mask >> place & 1]
         evaluation.set_state(session.net, aggregation.coalition(session.parent, members))
         return fitting.measure(session.net, session.personal, session.inputs).loss
 

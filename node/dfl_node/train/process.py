@@ -25,7 +25,7 @@ import structlog
 import trio
 
 from dfl_ledger import errors
-from dfl_ledger.errors import DflError, SpecInvalid, UsageError
+from dfl_ledger.errors import DflError, SpecInvalid
 from dfl_node.train import frames, transfer
 from dfl_node.train.audit_process import AuditRequests
 from dfl_node.train.base_files import Bases
@@ -44,7 +44,8 @@ from dfl_node.train.trainer import (
     Verdict,
     WeightedUpdate,
 )
-from dfl_node.value import shapley
+from dfl_node.value import scoring, shapley
+from dfl_node.value.scoring import Scores
 
 log = structlog.get_logger(__name__)
 
@@ -177,9 +178,9 @@ class ProcessTrainer(AuditRequests, StageRequests):
         method: str,
         max_update_bytes: int,
         rule: AggregationConfig = PLAIN,
-    ) -> tuple[int, ...]:
-        if method not in shapley.METHODS:
-            raise UsageError(f"no scoring method {method!r:.40}", why=f"one of {', '.join(shapley.METHODS)}")
+        seed: int = 0,
+    ) -> Scores:
+        scoring.check(method, seed)
 
         async def open_session() -> tuple[int, Frame]:
             number = next(self._sessions)
@@ -198,18 +199,22 @@ class ProcessTrainer(AuditRequests, StageRequests):
 
         async with self._scoring:
             session, opened = await open_session()
-            places = [place for place, accepted in enumerate(opened.header["accepted"]) if accepted]
+            accepted, first = opened.header["accepted"], opened.header["alike"]
             before = shapley.fixed(opened.header["loss"])
-            values: dict[int, int] = {}
-            for coalition in shapley.coalitions(len(places), method):
-                answer = await self._ask("score_value", session=session, coalition=coalition)
-                while "lost" in answer.header:  # a training was cancelled meanwhile, and its worker with it
-                    session, _ = await open_session()
+            uses = [frozenset(update.datasets) for update in updates]
+            asking = scoring.score(accepted, first, uses, method, seed)
+            try:
+                coalition = next(asking)
+                while True:
                     answer = await self._ask("score_value", session=session, coalition=coalition)
-                values[coalition] = before - shapley.fixed(answer.header["loss"])
+                    while "lost" in answer.header:  # a training was cancelled meanwhile, and its worker too
+                        session, _ = await open_session()
+                        answer = await self._ask("score_value", session=session, coalition=coalition)
+                    coalition = asking.send(before - shapley.fixed(answer.header["loss"]))
+            except StopIteration as end:
+                scores: Scores = end.value
             await self._ask("score_close")
-        worth = dict(zip(places, shapley.worths(values, len(places), method), strict=True))
-        return tuple(worth.get(place, 0) for place in range(len(updates)))
+        return scores
 
     async def evaluate(self, model: ModelConfig, parameters: bytes, data: bytes) -> Evaluation:
         return Evaluation(**(await self._ask("evaluate", parameters, data, model=asdict(model))).header)
@@ -261,6 +266,9 @@ class ProcessTrainer(AuditRequests, StageRequests):
 
     async def validation_rows(self, app: str) -> bytes:
         return (await self._ask("rows", app=app, which="validation")).payloads[0]
+
+    async def shards(self, validation: bytes, count: int, seed: int) -> tuple[bytes, ...]:
+        return (await self._ask("shards", validation, count=count, seed=seed)).payloads
 
     async def holdout_rows(self, app: str) -> bytes:
         """The rows nobody trains on or scores with, as an NPZ file."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dfl_node.train.stage import StageTrainer
+from dfl_node.value.scoring import Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class WeightedUpdate:
     data: bytes  # safetensors
     samples: int  # as its node declared them
     staleness: int = 0  # models published between its parent and the round's
+    datasets: tuple[int, ...] = ()  # assets that its node declared to have trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +229,16 @@ class Trainer(StageTrainer, Protocol):
         method: str,
         max_update_bytes: int,
         rule: AggregationConfig = PLAIN,
-    ) -> tuple[int, ...]:
-        """Each update's worth in 1e-9 of validation loss, 0 for a refused one.
+        seed: int = 0,
+    ) -> Scores:
+        """Each update's worth in 1e-9 of validation loss, 0 for a refused one, and that of each dataset.
 
         A coalition's model is parent minus its weighted mean step, whatever the rule: a server's optimizer
         mixes earlier rounds into a step, and a robust aggregator gives none for a coalition below its f.
-        `method` is "shapley" (exact, up to 8 updates) or "leave-one-out". `validation` is an NPZ file with
-        X and y as the application wrote it (no pickle).
+        Near-duplicates (`value.duplicates`) are one member of it and share its worth.
+        `method` is "shapley" (exact up to 8, above that estimated: `value.gtg`) or "leave-one-out"; `seed`
+        draws what is estimated with. At most `scoring.most_evaluations` models are measured. `validation` is
+        an NPZ file with X and y as the application wrote it (no pickle).
         """
         ...
 
@@ -284,6 +289,11 @@ class Trainer(StageTrainer, Protocol):
 
     async def validation_rows(self, app: str) -> bytes:
         """An application's validation rows as an NPZ file, for a requester to publish."""
+        ...
+
+    async def shards(self, validation: bytes, count: int, seed: int) -> tuple[bytes, ...]:
+        """Validation rows as `count` NPZ files of their own, no row in two, each with every class
+        (`value.shards`). Raises UsageError if there are too few rows for that."""
         ...
 
     async def aclose(self) -> None:

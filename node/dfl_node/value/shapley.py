@@ -16,10 +16,9 @@ from fractions import Fraction
 from math import factorial, isfinite
 
 UNIT = 10**9  # a loss of 1.0
-MAX_EXACT = 8  # updates: 2^8 coalitions are evaluated
+MAX_EXACT = 8  # updates: 2^8 coalitions are evaluated; above, `gtg` estimates
 SHAPLEY = "shapley"
 LEAVE_ONE_OUT = "leave-one-out"
-METHODS = (SHAPLEY, LEAVE_ONE_OUT)
 
 # A model that an update has wrecked has a loss of NaN, Inf or anything: as bad as this, and no worse.
 MAX_LOSS = 1e6
@@ -31,12 +30,9 @@ def fixed(loss: float) -> int:
 
 
 def coalitions(n: int, method: str) -> tuple[int, ...]:
-    """The masks whose values `worths` needs, besides the empty one, which is worth nothing.
-
-    Above MAX_EXACT updates "shapley" falls back to "leave-one-out".
-    """
+    """The masks whose values `worths` needs, besides the empty one, which is worth nothing."""
     everyone = (1 << n) - 1
-    if method == SHAPLEY and n <= MAX_EXACT:
+    if method == SHAPLEY:
         return tuple(range(1, everyone + 1))
     without_one = (everyone & ~(1 << i) for i in range(n))
     return tuple(dict.fromkeys(mask for mask in (everyone, *without_one) if mask))
@@ -44,7 +40,7 @@ def coalitions(n: int, method: str) -> tuple[int, ...]:
 
 def worths(values: Mapping[int, int], n: int, method: str) -> tuple[int, ...]:
     """Each update's worth, from the values of `coalitions(n, method)`, to the nearest, halves to even."""
-    if method == SHAPLEY and n <= MAX_EXACT:
+    if method == SHAPLEY:
         return tuple(round(worth) for worth in shapley([values.get(mask, 0) for mask in range(1 << n)]))
     return leave_one_out(values, n)
 

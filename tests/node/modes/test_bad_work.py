@@ -167,7 +167,7 @@ def test_an_update_that_arrives_after_aggregation_does_not_change_the_judgement(
             method="shapley",
             max_update_bytes=4096,
         )
-        assert tuple(entry.score for entry in scored) == worths
+        assert tuple(entry.score for entry in scored) == worths.worths
         await world.check_end()
 
     play(story, tmp_path, monkeypatch)

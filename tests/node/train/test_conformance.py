@@ -10,11 +10,16 @@ from dfl_node.train.memory import MemoryTrainer
 from dfl_node.train.process import open_trainer
 from dfl_node.train.trainer import Trainer
 from tests.conformance import trainer as suite
-from tests.conformance import trainer_audit, trainer_rules, trainer_transfer
+from tests.conformance import trainer_audit, trainer_rules, trainer_scores, trainer_transfer
 
 WITHIN_S = 180.0  # all checks on one worker, on a machine that may be busy
-# The last one closes the trainer.
-CHECKS = (*trainer_rules.CHECKS, *trainer_transfer.CHECKS, *trainer_audit.CHECKS, *suite.CHECKS)
+CHECKS = (
+    *trainer_rules.CHECKS,
+    *trainer_scores.CHECKS,
+    *trainer_transfer.CHECKS,
+    *trainer_audit.CHECKS,
+    *suite.CHECKS,  # the last one closes the trainer
+)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -21,6 +21,7 @@ from dfl_node.train import process
 from dfl_node.train.frames import Frame
 from dfl_node.train.process import ProcessTrainer, Progress, WorkerDied, open_trainer
 from dfl_node.train.trainer import Assignment, DataConfig, ModelConfig, WeightedUpdate
+from dfl_node.value.scoring import Scores
 from tests.conformance.trainer import DATA, LIMIT, MODEL, TRAINING, assignment
 
 WITHIN_S = 60.0
@@ -174,11 +175,11 @@ def test_training_need_not_wait_for_scoring() -> None:
         scope = trio.CancelScope()
         async with open_trainer(on_progress=lambda _: scope.cancel()) as trainer:
             parent = await trainer.init_model(MODEL, 1)
-            update = await trainer.train(assignment(parent))
             rows = await trainer.validation_rows("digits")
-            updates = [WeightedUpdate(update.delta, n) for n in range(1, 9)]
+            work = [await trainer.train(replace(assignment(parent), node_seed=n)) for n in range(1, 9)]
+            updates = [WeightedUpdate(update.delta, update.samples) for update in work]
 
-            async def score() -> tuple[int, ...]:
+            async def score() -> Scores:
                 found = await trainer.score(
                     MODEL, parent, updates, rows, method="shapley", max_update_bytes=LIMIT
                 )
@@ -281,9 +282,9 @@ def test_digits_fit_in_300_mib() -> None:
             parent = await trainer.init_model(CNN, 1)
             config = replace(TRAINING, batch_size=32, optimizer="adamw", lr=0.002)
             work = Assignment(1, 1, parent, CNN, config, DataConfig("digits", None, (1, 4, 12), None), 1)
-            update = (await trainer.train(work)).delta
+            deltas = [(await trainer.train(replace(work, node_seed=n))).delta for n in (1, 2, 3)]
             rows = await trainer.validation_rows("digits")
-            updates = [WeightedUpdate(update, n) for n in (1, 2, 3)]
+            updates = [WeightedUpdate(delta, 1) for delta in deltas]
             await trainer.score(CNN, parent, updates, rows, method="shapley", max_update_bytes=LIMIT)
             assert trainer.pid is not None
             assert memory_mib(trainer.pid, "VmHWM") < 300

@@ -101,7 +101,7 @@ def test_what_is_evaluated() -> None:
     assert shapley.coalitions(1, SHAPLEY) == shapley.coalitions(1, LEAVE_ONE_OUT) == (1,)
     assert len(shapley.coalitions(8, SHAPLEY)) == 255
     assert shapley.coalitions(3, LEAVE_ONE_OUT) == (0b111, 0b110, 0b101, 0b011)
-    assert shapley.coalitions(9, SHAPLEY) == shapley.coalitions(9, LEAVE_ONE_OUT)
+    assert len(shapley.coalitions(9, LEAVE_ONE_OUT)) == 10
 
 
 @pytest.mark.parametrize("game", [[], [1], [0, 1, 2], [5, 1]])

@@ -10,7 +10,7 @@ is made 0.0 first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,14 @@ def distances(vectors: Sequence[Vector]) -> list[list[float]]:
     return result
 
 
+def dot(one: Vector, other: Vector) -> float:
+    """The sum of the products of two updates' numbers."""
+    return _folded(
+        one[name].reshape(-1)[piece].astype(np.float64) * other[name].reshape(-1)[piece].astype(np.float64)
+        for name, piece in places(one)
+    )
+
+
 def relative_distance(one: Vector, other: Vector) -> float:
     """||one - other|| / ||other||; Inf from a zero vector to anything else."""
     apart, length = _squared(one, other), _squared(other, None)
@@ -45,14 +53,22 @@ def relative_distance(one: Vector, other: Vector) -> float:
 
 def _squared(one: Vector, other: Vector | None) -> float:
     """||one - other||^2, or ||one||^2."""
+
+    def squares(name: str, piece: slice) -> Array64:
+        apart = one[name].reshape(-1)[piece].astype(np.float64)
+        if other is not None:
+            apart -= other[name].reshape(-1)[piece]
+        apart *= apart
+        return apart
+
+    return _folded(squares(name, piece) for name, piece in places(one))
+
+
+def _folded(pieces: Iterable[Array64]) -> float:
+    """The sum of all their numbers."""
     lanes = np.zeros(LANES)
-    for name in sorted(one):
-        for piece in _pieces(one[name].size):
-            apart = one[name].reshape(-1)[piece].astype(np.float64)
-            if other is not None:
-                apart -= other[name].reshape(-1)[piece]
-            apart *= apart
-            lanes[: len(apart)] += apart
+    for piece in pieces:
+        lanes[: len(piece)] += piece
     half = LANES
     while half > 1:
         half //= 2
@@ -92,6 +108,11 @@ def _mean(rows: Sequence[Array64]) -> Array64:
     for row in rows[1:]:
         total += row
     return total / len(rows)
+
+
+def places(vector: Vector) -> Iterator[tuple[str, slice]]:
+    """Every piece of every tensor, in a fixed order."""
+    return ((name, piece) for name in sorted(vector) for piece in _pieces(vector[name].size))
 
 
 def _pieces(size: int) -> Iterator[slice]:
