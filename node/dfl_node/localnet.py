@@ -135,6 +135,9 @@ class LocalNet:
             *(("--bootnodes", boot[0]) if boot and node.knows_another else ()),
             *node.options,
         ]
+        (node.datadir / "node.json").unlink(
+            missing_ok=True
+        )  # of a killed process: this one's tells it is ready
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
                 tied_to_us([*node.place.prefix, *_dfl_node(arguments)]),
