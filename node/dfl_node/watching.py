@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from dfl_ledger.errors import UsageError
-from dfl_ledger.records import Address, JobId, JobState, Mode, Phase
+from dfl_ledger.errors import DflError, UsageError
+from dfl_ledger.records import Address, Cid, JobId, JobState, Kind, Mode, Phase
 from dfl_node.api.service import JsonObject
+from dfl_node.modes.pipeline.files import MAX_RECORD_BYTES, Record
 
 if TYPE_CHECKING:
     from dfl_node.journal import RoundStats
     from dfl_node.modes.job import JobPart
     from dfl_node.parts import Parts
+
+RECORD_PATIENCE_S = 1.0  # the commands that ask wait for two seconds
 
 
 async def job_view(parts: Parts, job: JobId, part: JobPart | None) -> JsonObject:
@@ -32,8 +36,9 @@ async def job_view(parts: Parts, job: JobId, part: JobPart | None) -> JsonObject
     if part is not None and part.state.chain is not None:
         state = part.state.chain.job
         found["awaited"] = await in_thread(_awaited, parts, part, state)
-        pace = await in_thread(_pace, parts, job, stats)
-        found["live"] = {**_live(state), **pace, "activity": part.activity()}
+        activity, pace = part.activity(), await in_thread(_pace, parts, job, stats)
+        found["live"] = {**_live(state), **pace, **await _losses(parts, job, stats, activity)}
+        found["live"]["activity"] = activity
     return found
 
 
@@ -66,13 +71,42 @@ def _live(state: JobState) -> dict[str, Any]:
     }
 
 
+async def _losses(
+    parts: Parts, job: JobId, stats: tuple[RoundStats, ...], activity: dict[str, Any]
+) -> dict[str, Any]:
+    """Training: of a pipeline's run if there is one, else this node's newest. Validation: as the requester
+    measured it last, of the newest model or hop."""
+    ours = [row.loss for row in stats if row.loss is not None]
+    training = activity.get("loss", ours[-1] if ours else None)
+    if training is None:
+        training = await _fed_loss(parts, job)
+    seen = [watched["loss"] for watched in activity.get("watched", ())]
+    return {"loss": training, "validation_loss": seen[-1] if seen else None}
+
+
+async def _fed_loss(parts: Parts, job: JobId) -> float | None:
+    """The last loss of a job's newest pipelined round, by the word of whoever fed it."""
+    rows = await trio.to_thread.run_sync(partial(parts.rows.contributions, job=job, limit=None))
+    fed = [row for row in rows if row.kind == Kind.FEED.name.lower()]
+    if not fed:
+        return None
+    newest = max(fed, key=lambda row: row.round)
+    try:
+        data = await parts.store.get(
+            Cid.parse(newest.cid), max_bytes=MAX_RECORD_BYTES, timeout_s=RECORD_PATIENCE_S
+        )
+        losses = Record.decode(data).losses
+    except DflError:  # a look is not worth more than this
+        return None
+    return losses[-1] if losses else None
+
+
 def _pace(parts: Parts, job: JobId, stats: tuple[RoundStats, ...]) -> dict[str, Any]:
-    """This node's newest training loss, and the whole job's speed in the last round that this node saw."""
-    losses = [row.loss for row in stats if row.loss is not None]
+    """The whole job's speed in the last round that this node saw."""
     closed = [(row.round, row.opened_at, row.closed_at) for row in stats if row.closed_at is not None]
     speed = None
     if closed:
         round_, began, ended = closed[-1]
         pieces = parts.rows.contributions(job=job, round_=round_, limit=None)
         speed = round(sum(piece.samples for piece in pieces) / max(ended - began, 1e-3), 1)
-    return {"loss": losses[-1] if losses else None, "samples_per_s": speed}
+    return {"samples_per_s": speed}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dfl_node.localnet import LocalNet, LocalNode
@@ -162,6 +163,18 @@ def test_a_node_without_rpc_url_finds_the_development_chain(net: LocalNet, tmp_p
         assert node.wait(timeout=10) == 0
 
 
+def add_base(net: LocalNet, tmp_path: Path) -> str:
+    """A sound file of a CNN, as a base: its CID."""
+    from safetensors.numpy import save
+
+    from dfl_node.train import models
+    from dfl_node.train.trainer import ModelConfig
+
+    tensors = models.schema(ModelConfig("cnn", {})).tensors
+    (tmp_path / "base").write_bytes(save({t.name: np.zeros(t.shape, np.float32) for t in tensors}))
+    return str(net.cli("blob", "add", str(tmp_path / "base"), "--datadir", str(net.nodes[0].datadir))["cid"])
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -170,6 +183,13 @@ def test_a_node_without_rpc_url_finds_the_development_chain(net: LocalNet, tmp_p
         (("lr = 0.05", ""), "training.lr"),
         (("quorum = 1", "quorum = 3"), "round.quorum"),
         (('name = "mlp"', 'name = "mlp"\nargs = { layers = 9 }'), "model.args.layers"),
+        (("min_nodes = 2", "min_nodes = 0"), "round.min_nodes"),
+        (('name = "mlp"', 'name = "mlp"\nfreeze = ["*"]'), "model.freeze"),
+        (
+            ('app = "digits"', 'app = "digits"\nmode = "pipeline"\npipeline = { stages = 9 }'),
+            "pipeline.stages",
+        ),
+        (('name = "mlp"', 'name = "mlp"\nbase = "{base}"'), "model.base"),  # of another architecture
     ],
 )
 def test_a_wrong_job_spec_is_refused_by_its_field_before_money_moves(
@@ -179,8 +199,11 @@ def test_a_wrong_job_spec_is_refused_by_its_field_before_money_moves(
 
     spec = SPEC.format(rounds=1, steps=5, nodes=2, quorum=1)
     assert change[0] in spec
-    (tmp_path / "job.toml").write_text(spec.replace(*change))
     node = net.nodes[0]
+    spec = spec.replace(*change)
+    if "{base}" in spec:
+        spec = spec.replace("{base}", add_base(net, tmp_path))
+    (tmp_path / "job.toml").write_text(spec)
     jobs_before = len(net.cli("job", "list", "--datadir", str(node.datadir))["jobs"])
     code, data = run("job", "submit", str(tmp_path / "job.toml"), "--datadir", str(node.datadir))
     assert (code, data["error"]["type"]) == (2, "SpecInvalid")

@@ -85,7 +85,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def freeze(lab: Lab) -> None:
-    """SIGSTOP to a node, for longer than any window of its job's rounds."""
+    """SIGSTOP to a node, and SIGCONT half a minute later."""
     assert lab.victim.process is not None
     lab.victim.process.send_signal(signal.SIGSTOP)
     time.sleep(FROZEN_S)
@@ -121,7 +121,7 @@ def test_a_job_completes_on_a_bad_network(lab: Lab, mode: str, fault: Callable[[
     suffer(lab, mode, fault)
 
 
-@pytest.mark.parametrize("mode", ["sync", "chained"])
+@pytest.mark.parametrize("mode", ["sync", "async", "pipeline", "chained"])
 def test_a_job_completes_while_a_disk_is_full(lab: Lab, mode: str) -> None:
     process = lab.victim.process
     assert process is not None

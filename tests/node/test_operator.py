@@ -13,9 +13,12 @@ from dfl_ledger.records import Cid, Phase
 from dfl_node import jobspec
 from dfl_node.api.service import BUNDLE_FILES
 from dfl_node.config import Role
+from tests.node.modes import buffers, chains, pipelines
+from tests.node.modes.machines import POLL_S
 from tests.node.modes.world import BUDGET_WEI, SPEC, Running, When, World, play
 
 TOML = SPEC.format(rounds=3, min_nodes=3, quorum=2, settle_s=60)
+SUBMIT = {"sync": World.submit, "async": buffers.submit, "chained": chains.submit}
 
 
 async def files(node: Running) -> set[Cid]:
@@ -206,6 +209,41 @@ def test_a_claim_before_the_challenge_window_has_passed_pays_nothing(
         assert (await operator.claim(2))["total_wei"] == "0"
 
     play(story, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "chained"])
+def test_a_requester_that_does_not_train_sees_the_loss_fall(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        await SUBMIT[mode](world)
+        seen: list[float] = []
+        while not world.state().phase.terminal:
+            await trio.sleep(POLL_S)
+            live = (await world.running["requester"].operator.job(1)).get("live", {})
+            loss = live.get("validation_loss")
+            if loss is not None and loss not in seen:
+                seen.append(loss)
+        assert len(seen) >= 2
+        assert seen == sorted(seen, reverse=True)
+        assert live["samples_per_s"] > 0
+        await world.until_over()
+
+    play(story, tmp_path, monkeypatch)
+
+
+def test_a_requester_sees_the_loss_of_a_pipeline_by_the_word_of_its_feed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        await pipelines.submit(world, rounds=2)
+        await world.until_round(2, Phase.COMMIT)
+        told = await world.running["requester"].operator.job(1)
+        assert told["live"]["loss"] == pipelines.record(world, 1).losses[-1]
+        assert told["live"]["validation_loss"] is None  # its model may be larger than one node's memory
+        await world.until_over()
+
+    play(story, tmp_path, monkeypatch, trainers=4)
 
 
 def test_a_jobs_rounds_are_told_as_this_node_lived_them(

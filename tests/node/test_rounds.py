@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +30,7 @@ from dfl_node.rounds.vocabulary import (
     Train,
     Trained,
     Unsettled,
+    Watch,
     Work,
 )
 
@@ -179,6 +181,31 @@ def test_a_long_training_costs_no_settlement_its_window() -> None:
     assert actions == (Settle(2),)
 
 
+def test_the_requester_measures_each_new_model_once() -> None:
+    mine, ours = State(me=REQUESTER, trains=False), look(Phase.COMMIT)
+    state, actions = step(mine, ours, 10)
+    assert actions == (Watch(2, PARENT),)
+    state, actions = step(state, Finished(Watch(2, PARENT)), 11)
+    assert step(state, Tick(), 11 + rounds.RETRY_S)[1] == ()
+    newer = replace(ours, job=replace(ours.job, round=4, completed=3, model=UPDATE))
+    assert step(state, newer, 20)[1] == (Watch(3, UPDATE),)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"phase": Phase.COMPLETED},
+        {"completed": 0},  # there is only the model that the requester made
+        {"terms": replace(job(Phase.COMMIT).terms, mode=Mode.PIPELINE)},  # it may be too large for one node
+    ],
+    ids=["ended", "first", "pipeline"],
+)
+def test_the_requester_measures_nothing_else(change: dict[str, Any]) -> None:
+    found = look(Phase.COMMIT)
+    found = replace(found, job=replace(found.job, **change))
+    assert not step(State(me=REQUESTER, trains=False), found, 10)[1]
+
+
 def test_rounds_are_settled_oldest_first_and_never_after_their_window() -> None:
     two = (Unsettled(1, 0, 500), Unsettled(2, 0, 600))
     done = look(Phase.COMPLETED, unsettled=two)
@@ -191,7 +218,7 @@ def test_the_requester_takes_back_the_rest_once_the_job_has_ended() -> None:
     over = look(Phase.FAILED, requester=ME, refundable_wei=7)
     assert asked(over) == (Refund(0),)
     assert asked(look(Phase.FAILED, refundable_wei=7)) == ()
-    assert asked(look(Phase.COMMIT, requester=ME, refundable_wei=7, committed=True)) == ()
+    assert Refund(0) not in asked(look(Phase.COMMIT, requester=ME, refundable_wei=7, committed=True))
 
 
 EVENTS = st.one_of(

@@ -34,6 +34,7 @@ from dfl_node.rounds.vocabulary import (
 )
 
 ME = Address("0x" + "11" * 20)
+REQUESTER = Address("0x" + "22" * 20)
 MODELS = [Cid.of(b"model %d" % k, 0x70) for k in range(12)]
 ROUNDS, MAX_LAG, DEADLINE = 10, 2, 1000
 SALT, FRESH = b"\1" * 32, b"\2" * 32
@@ -56,7 +57,7 @@ def look(
     """Round `round_` of a job in which every round before it got its model, unless `completed` says less."""
     done = round_ - 1 if completed is None else completed
     terms = JobTerms(MODELS[0], MODELS[0], Mode.ASYNC, ROUNDS, 2, 3, 60, 60, 60, 60, 2, 60, 10, 1, 0)
-    job = JobState(JobId(1), ME, terms, phase, round_, done, DEADLINE, MODELS[done], 3, 0, 0, 0, 0, 0)
+    job = JobState(JobId(1), REQUESTER, terms, phase, round_, done, DEADLINE, MODELS[done], 3, 0, 0, 0, 0, 0)
     member = 0 < active <= round_
     mine = Mine(active, member, member, committed, revealed, None)
     models = tuple(MODELS[max(0, done - max_lag) : done + 1][::-1])

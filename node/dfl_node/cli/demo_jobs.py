@@ -72,12 +72,14 @@ class DemoJob:
         )
 
 
+# Windows are wide, because a training that half of one cannot hold is cut short: on a busy machine a model is
+# made later, and not worse. A death costs at most one window.
 JOBS = {
     job.mode: job
     for job in (
-        DemoJob("sync", nodes=3, rounds=6, unit="round", steps=60, batch=32, commit_s=10),
-        DemoJob("async", nodes=3, rounds=9, unit="buffer", steps=60, batch=32, commit_s=10),
-        DemoJob("pipeline", nodes=4, rounds=4, unit="run", steps=90, batch=64, commit_s=40),
-        DemoJob("chained", nodes=3, rounds=5, unit="lap", steps=40, batch=32, commit_s=6, lr=0.001),
+        DemoJob("sync", nodes=3, rounds=6, unit="round", steps=60, batch=32, commit_s=16),
+        DemoJob("async", nodes=3, rounds=11, unit="buffer", steps=60, batch=32, commit_s=16),
+        DemoJob("pipeline", nodes=4, rounds=5, unit="run", steps=90, batch=64, commit_s=60),
+        DemoJob("chained", nodes=3, rounds=6, unit="lap", steps=40, batch=32, commit_s=15, lr=0.001),
     )
 }

@@ -321,6 +321,8 @@ def _pace(row: JobRow, live: dict[str, Any]) -> list[str]:
         parts.append(f"step {activity['step']} of {activity.get('of', '?')}")
     if live.get("loss") is not None:
         parts.append(f"loss {live['loss']:.4f}")
+    if live.get("validation_loss") is not None:
+        parts.append(f"validation loss {live['validation_loss']:.4f}")
     if live.get("samples_per_s") is not None:
         parts.append(f"{live['samples_per_s']:.0f} samples/s")
     return [*parts, f"spent {vnx(row.settled_wei)} of {vnx(_budget(row))}"]

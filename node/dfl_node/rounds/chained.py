@@ -8,20 +8,16 @@ to the next in the lap's order, who goes on from what was accepted last.
 from __future__ import annotations
 
 from dfl_ledger.records import Phase
-from dfl_node.rounds.vocabulary import Action, Hop, State, Watch
+from dfl_node.rounds.vocabulary import Action, Hop, State
 
 
 def wanted(state: State, now: float) -> list[Action]:
-    """Our hop while the lease is ours; and, if the job is ours, to see how the newest hop does."""
+    """Our hop while the lease is ours."""
     if state.chain is None:
         return []
     job, until = state.chain.job, state.chain.mine.lease_until
-    found = list[Action]()
     # One hop at a time, even where a reorganisation put another model before ours meanwhile.
     hopping = any(isinstance(action, Hop) for action in state.under_way)
     if job.phase is Phase.COMMIT and state.trains and until is not None and now < until and not hopping:
-        found.append(Hop(job.round, job.model, job.candidate, until))
-    newest = None if job.phase.terminal else job.candidate
-    if job.requester == state.me and newest is not None and newest != state.watched:
-        found.append(Watch(job.round, newest))
-    return found
+        return [Hop(job.round, job.model, job.candidate, until)]
+    return []

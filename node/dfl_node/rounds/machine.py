@@ -133,6 +133,7 @@ def _wanted(state: State, now: float) -> tuple[Action, ...]:
             wanted += buffered.wanted(state, now)
         case _:
             wanted += sync.wanted(state, now)
+    wanted += _wanted_look(state, job)
     turn = mine.may_aggregate_at
     if job.phase is Phase.AGGREGATE and now < job.deadline and turn is not None and turn <= now:
         wanted.append(Aggregate(job.round, job.model, job.reveals))
@@ -147,6 +148,20 @@ def _wanted(state: State, now: float) -> tuple[Action, ...]:
     if job.phase.terminal and job.requester == state.me and state.chain.refundable_wei > 0:
         wanted.append(Refund(job.refunded_wei))
     return tuple(wanted)
+
+
+def _wanted_look(state: State, job: JobState) -> list[Action]:
+    """If the job is ours: to see how its newest model, or the newest hop, does.
+
+    Not of a pipeline, whose model may be larger than our trainer's memory: its feed tells the losses.
+    """
+    if job.requester != state.me or job.phase.terminal or job.terms.mode is Mode.PIPELINE:
+        return []
+    if job.terms.mode is Mode.CHAINED:
+        made_in, newest = job.round, job.candidate
+    else:
+        made_in, newest = job.round - 1, job.model if job.completed else None
+    return [] if newest is None or newest == state.watched else [Watch(made_in, newest)]
 
 
 def _missing_out(job: JobState, mine: Mine) -> bool:

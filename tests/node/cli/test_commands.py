@@ -263,6 +263,27 @@ def test_watching_tells_each_change_and_ends_with_the_job(
     assert "is void" in lines[0]
 
 
+def test_watching_shows_loss_speed_and_spend(
+    run: Any, story: Story, fake_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = {"loss": 0.51234, "validation_loss": 0.6, "samples_per_s": 1234.5}
+    live["activity"] = {"step": 7, "of": 90}
+    fake_node.service.job_answers = [{"live": live}]
+    story.job.create()
+    story.settled_round()
+    story.read()
+
+    def end(_: float) -> None:
+        story.job.end()
+        story.read()
+
+    monkeypatch.setattr(job_module.time, "sleep", end)
+    told = run("job", "watch", "1", "--datadir", story.datadir, "--json")
+    (line,) = [line for line in told.stderr.splitlines() if "samples" in line]
+    assert "step 7 of 90  loss 0.5123  validation loss 0.6000  1234 samples/s  spent " in line
+    assert " VNX of " in line
+
+
 def test_watching_gives_up_in_time_and_shows_what_it_saw(run: Any, story: Story, fake_node: Any) -> None:
     fake_node.service.job_answers = [{}]
     story.job.create()
