@@ -43,14 +43,27 @@ class Load:
                 pass
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevChain]:
-    """A chain of this module: nobody else may live on one that takes blocks back."""
-    folder = tmp_path_factory.mktemp("reorgs")
+@contextmanager
+def chain_in(folder: Path) -> Iterator[DevChain]:
+    """A chain of its own: nobody else may live on one that takes blocks back."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFL_HOME", str(folder / "home"))
         with dev_chain(folder / "data") as chain:
             yield chain
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevChain]:
+    """One for all tests that go back by a snapshot."""
+    with chain_in(tmp_path_factory.mktemp("reorgs")) as chain:
+        yield chain
+
+
+@pytest.fixture
+def young(tmp_path: Path) -> Iterator[DevChain]:
+    """One with few blocks: anvil itself goes back only by states that it still holds in memory."""
+    with chain_in(tmp_path / "young") as chain:
+        yield chain
 
 
 @contextmanager
@@ -107,16 +120,16 @@ def test_reorganisations_under_load(own: DevChain, tmp_path: Path, depth: int) -
     assert dump(tmp_path / "ledger.sqlite", *tables) == dump(tmp_path / "fresh.sqlite", *tables)
 
 
-def test_anvils_own_reorganisation(own: DevChain, tmp_path: Path) -> None:
+def test_anvils_own_reorganisation(young: DevChain, tmp_path: Path) -> None:
     """Blocks of the same height and without our transactions in their place."""
-    work = Load(own)
+    work = Load(young)
     work.mine(20)
-    indexer, reader = open_at(tmp_path / "ledger.sqlite", own)
+    indexer, reader = open_at(tmp_path / "ledger.sqlite", young)
     catch_up(indexer)
     work.rpc.call("anvil_reorg", 12, [])
     catch_up(indexer)
     indexer.step()
-    fresh, other = open_at(tmp_path / "fresh.sqlite", own)
+    fresh, other = open_at(tmp_path / "fresh.sqlite", young)
     catch_up(fresh)
     for opened in (indexer, fresh, reader, other):
         opened.close()
