@@ -24,7 +24,7 @@ from dfl_node.train.trainer import Assignment, DataConfig, ModelConfig, Weighted
 from dfl_node.value.scoring import Scores
 from tests.conformance.trainer import DATA, LIMIT, MODEL, TRAINING, assignment
 
-WITHIN_S = 60.0
+WITHIN_S = 180.0  # on a machine that may be busy
 CNN = ModelConfig("cnn", {})
 FOREVER = replace(TRAINING, local_steps=100_000)
 MIB = 1 << 20

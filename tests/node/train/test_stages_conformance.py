@@ -10,7 +10,7 @@ from dfl_node.train.process import open_trainer
 from dfl_node.train.trainer import Trainer
 from tests.conformance import stages as suite
 
-WITHIN_S = 120.0
+WITHIN_S = 300.0  # on a machine that may be busy
 
 
 async def hold(trainer: Trainer, check: suite.Check) -> None:

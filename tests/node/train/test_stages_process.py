@@ -22,7 +22,7 @@ from dfl_node.train.trainer import Assignment, LoraConfig, ModelConfig
 from tests.conformance import stages as suite
 from tests.conformance.stages import ADAMW, DATA, MICRO_BATCHES, MODEL, ROWS, SEED, TRAINING, World
 
-WITHIN_S = 120.0
+WITHIN_S = 300.0  # on a machine that may be busy
 MIB = 1 << 20
 
 
