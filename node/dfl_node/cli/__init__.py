@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
-from dfl_node.cli.output import Output, Result, emit, output_options, run_command
+from dfl_node.cli.output import EXIT_BUG, Output, Result, emit, output_options, run_command
 
 # name -> (module, attribute, what it does); the words stand here so that `--help` imports none of them
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -79,4 +82,20 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Entry point of `dfl-node`."""
-    cli.main()
+    code: str | int | None = EXIT_BUG
+    # Registered first, it runs last: after the threads, and after the handlers of whatever a command imports.
+    atexit.register(lambda: _leave(code))
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code
+        raise
+
+
+def _leave(code: str | int | None) -> NoReturn:
+    """End the process without taking its modules apart, which lasts a second or more after a node's life."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))

@@ -278,6 +278,31 @@ main()
     assert signal.SIGINT == 2
 
 
+def test_leaving_runs_exit_handlers_and_takes_no_module_apart() -> None:
+    """What a node has imported takes seconds to take apart, and Ctrl-C is to end it in less than two."""
+    script = """
+import atexit, sys
+from dfl_node import cli
+
+class Heavy:
+    def __del__(self):
+        print("taken apart", flush=True)
+
+def command():
+    sys.modules["heavy"] = Heavy()
+    atexit.register(print, "handler")
+    print("done")
+    sys.exit(6)
+
+cli.cli.main = command
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (6, "done\nhandler\n")
+
+
 # -- words -------------------------------------------------------------------------------------------------
 def test_a_peer_cannot_steer_the_terminal() -> None:
     assert "\x1b" not in printable("\x1b[2Jgone\x07 \u202etxt")
