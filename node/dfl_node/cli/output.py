@@ -26,7 +26,7 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from dfl_ledger.errors import DflError, UsageError
+from dfl_ledger.errors import DflError, UsageError, VerificationFailed, WalletError
 
 SCHEMA_VERSION = "1"
 EXIT_BUG = 70
@@ -50,6 +50,7 @@ class Output:
     as_json: bool
     debug: bool
     stdout: TextIO  # the real one: with --json, sys.stdout is stderr, so that nothing else can get there
+    command: str = "dfl-node"  # as far as the command line was understood
     emitted: bool = field(default=False)
 
 
@@ -58,7 +59,9 @@ def command_output(command: F) -> F:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Result | None:
-        _send_logs_to_stderr()
+        output: Output = click.get_current_context().find_root().obj
+        output.command = click.get_current_context().command_path
+        _send_logs_to_stderr(output)
         found = command(*args, **kwargs)
         return Result(found) if isinstance(found, dict) else found
 
@@ -66,11 +69,10 @@ def command_output(command: F) -> F:
     return decorated
 
 
-def _send_logs_to_stderr() -> None:
+def _send_logs_to_stderr(output: Output) -> None:
     """Unconfigured, structlog would write every debug line to stdout."""
     from dfl_node import logs
 
-    output: Output = click.get_current_context().find_root().obj
     logs.configure("console", "debug" if output.debug else "warning")
 
 
@@ -210,7 +212,7 @@ def _emit(output: Output, result: Result) -> None:
         # The user must see why even when stdout is a file.
         lines = [f"Error: {error.what}" if not isinstance(error, _Interrupted) else "Stopped by Ctrl-C"]
         lines += [f"  why:  {error.why}"] if error.why else []
-        lines += [f"  help: {error.help_command}"] if error.help_command else []
+        lines += [f"  help: {helps}"] if (helps := _help(output, error)) else []
         note("\n".join(lines))
     if not output.as_json:
         if result.text:
@@ -221,7 +223,7 @@ def _emit(output: Output, result: Result) -> None:
     if output.emitted:
         return
     output.emitted = True
-    data = result.data if error is None else {**result.data, "error": error_data(error)}
+    data = result.data if error is None else {**result.data, "error": error_data(output, error)}
     answer = {"schema_version": SCHEMA_VERSION, "status": "ok" if error is None else "error", "data": data}
     output.stdout.write(json.dumps(answer, allow_nan=False, default=str) + "\n")
 
@@ -234,10 +236,18 @@ def known_error(error: BaseException) -> DflError:
     raise error
 
 
-def error_data(error: DflError) -> dict[str, str]:
+def error_data(output: Output, error: DflError) -> dict[str, str]:
     """The form of an error in JSON."""
     name = type(error).__name__.lstrip("_")
-    return {"type": name, "what": error.what, "why": error.why, "help": error.help_command}
+    return {"type": name, "what": error.what, "why": error.why, "help": _help(output, error)}
+
+
+def _help(output: Output, error: DflError) -> str:
+    """The command that helps: the error's own, else what tells more about the kind of error it is."""
+    if error.help_command or isinstance(error, _Interrupted):
+        return error.help_command
+    of_what_was_given = (UsageError, WalletError, VerificationFailed)
+    return f"{output.command} --help" if isinstance(error, of_what_was_given) else "dfl-node doctor"
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,17 @@ import click
 import pytest
 
 from dfl_ledger import errors
-from dfl_ledger.errors import ChainUnreachable, DflError, PeerMisbehaved, Reverted, SpecInvalid
+from dfl_ledger.errors import (
+    ChainUnreachable,
+    DflError,
+    PeerMisbehaved,
+    Reverted,
+    SpecInvalid,
+    TimedOut,
+    UpdateRefused,
+    UsageError,
+    WalletError,
+)
 from dfl_node import cli as cli_package
 from dfl_node.cli import COMMANDS, cli
 from dfl_node.cli.output import Result, command_output, emit, fields, printable, table, vnx
@@ -55,19 +65,35 @@ def test_every_error_ends_with_its_code_and_three_lines(run: Any, command: Any, 
     command(_raising(error))
     told = run("status", "--json")
     assert told.exit_code == error.exit_code
+    helps = error.help_command or "dfl-node doctor"
     assert told.error == {
         "type": type(error).__name__,
         "what": error.what,
         "why": error.why,
-        "help": error.help_command,
+        "help": helps,
     }
     human = run("status")
     assert human.exit_code == error.exit_code
     assert human.stdout == ""
     assert "Traceback" not in human.stderr
-    lines = human.stderr.splitlines()
-    assert lines[0] == f"Error: {error.what}"
-    assert len(lines) == 1 + bool(error.why) + bool(error.help_command)
+    assert human.stderr.splitlines() == [f"Error: {error.what}", f"  why:  {error.why}", f"  help: {helps}"]
+
+
+@pytest.mark.parametrize(
+    ("error", "helps"),
+    [
+        (UsageError("what"), "dfl-node status --help"),
+        (WalletError("what"), "dfl-node status --help"),
+        (UpdateRefused("what"), "dfl-node status --help"),
+        (ChainUnreachable("what"), "dfl-node doctor"),
+        (TimedOut("what"), "dfl-node doctor"),
+        (DflError("what"), "dfl-node doctor"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_that_names_no_command_gets_one(run: Any, command: Any, error: DflError, helps: str) -> None:
+    command(_raising(error))
+    assert run("status", "--json").error["help"] == helps
 
 
 def test_the_exit_codes_are_those_of_the_contract() -> None:
