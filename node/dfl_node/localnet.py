@@ -30,7 +30,7 @@ MARK = ".dfl-localnet"  # only a directory that carries this file is ever emptie
 WEI = 10**18
 STAKE_VNX = 100
 GIFT_VNX = 10_000
-READY_S = 60.0
+READY_S = 180.0  # a busy machine takes its time to import; a node that ends is noticed at once
 STOP_S = 5.0
 
 

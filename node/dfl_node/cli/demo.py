@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PARTS = 12  # the training images are cut into so many parts, shared out evenly
 MAX_NODES = 12
+CLAIM_S = 60.0  # for one node's claim
 
 
 @click.command()
@@ -167,9 +168,8 @@ class _Demo:
     def _claim(self, job: JobId) -> dict[str, int]:
         """Every living node claims what it earned; waits for the challenge window of the last round."""
         claimed: dict[str, int] = {node.address: 0 for node in self._net.nodes}
-        deadline = time.monotonic() + 30
         for node in self._living():
-            earned = self._earned(job)
+            earned, deadline = self._earned(job), time.monotonic() + CLAIM_S
             while claimed[node.address] < earned.get(node.address, 0):
                 data = self._net.cli("ledger", "claim", "--datadir", str(node.datadir))
                 claimed[node.address] += int(data["total_wei"])
