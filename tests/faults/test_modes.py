@@ -56,6 +56,7 @@ def at_work(net: LocalNet, job: JobId, mode: str) -> LocalNode:
     raise AssertionError(f"nobody is ever at work: {view}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", JOBS)
 def test_a_job_survives_a_kill_and_its_models_can_be_computed_again(net: LocalNet, mode: str) -> None:
     spec = JOBS[mode].spec(nodes=NODES, rounds=ROUNDS)

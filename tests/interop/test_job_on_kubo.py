@@ -22,7 +22,7 @@ def test_a_job_runs_on_a_node_behind_a_daemon_and_one_with_the_embedded_store(
         final = net.watch(
             job,
             lambda j: all(r["state"] == "settled" for r in j["rounds"]) and j["completed"] == 2,
-            timeout_s=90,
+            timeout_s=400,
         )
         assert final["phase"] == "completed"
         with net.rows() as ledger:
