@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import trio
@@ -58,8 +59,21 @@ def undisturbed() -> tuple[float, ...]:
     return found[0]
 
 
-@pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.name.lower())
-@pytest.mark.parametrize("mode", JOBS, ids=lambda mode: mode.name.lower())
+def cells() -> list[Any]:
+    """Every fault in every mode. Each fault in one mode, and each mode with several, in the fast suite."""
+    return [
+        pytest.param(
+            mode,
+            fault,
+            id=f"{mode.name}-{fault.name}".lower(),
+            marks=() if (row + column) % len(JOBS) == 0 else pytest.mark.long,
+        )
+        for row, mode in enumerate(JOBS)
+        for column, fault in enumerate(Fault)
+    ]
+
+
+@pytest.mark.parametrize(("mode", "fault"), cells())
 def test_a_job_survives(
     mode: Mode,
     fault: Fault,

@@ -18,7 +18,7 @@ from dfl_ledger.records import Mode, Phase
 from tests.faults.matrix import JOBS, Fault, check_deadlines, play, strike
 from tests.node.modes.world import World
 
-FAST, ALL = 20, 200
+FAST, ALL = 4, 200
 EVERYBODY = "everybody"
 PAUSE_S = 6.0  # between two strokes, on average
 SHORTEST_S, LONGEST_S = 2.0, 35.0  # that a fault lasts

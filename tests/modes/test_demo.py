@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-# Deaths in the data parallel modes are in tests/faults too, where they take less time.
+# In the other modes examples run in the fast suite, and deaths in virtual time.
 LONG = pytest.mark.long
-MODES = (pytest.param("sync", marks=LONG), pytest.param("async", marks=LONG), "pipeline", "chained")
+MODES = ("pipeline", *(pytest.param(mode, marks=LONG) for mode in ("sync", "async", "chained")))
 FIELDS = {
     *("job_id", "mode", "recovered", "model_cid", "accuracy", "central_accuracy", "rounds", "nodes"),
     *("contributions", "output_dir", "datadir"),

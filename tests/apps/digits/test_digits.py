@@ -120,7 +120,7 @@ def test_three_nodes_learn_digits() -> None:
 
     async def main() -> float:
         model = ModelConfig("cnn", {})
-        with trio.fail_after(90):
+        with trio.fail_after(600):
             async with open_trainer() as trainer:
                 parameters = await trainer.init_model(model, TRAINING.seed)
                 for round_ in range(1, ROUNDS + 1):
