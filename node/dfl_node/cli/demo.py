@@ -198,7 +198,8 @@ class _Demo:
         weights = (output / "model.safetensors").read_bytes()
 
         async def run() -> tuple[Evaluation, Evaluation]:
-            async with open_trainer() as trainer:
+            # Nobody else trains any more: all cores are ours.
+            async with open_trainer(threads=os.cpu_count() or 1) as trainer:
                 holdout = await trainer.holdout_rows(spec.app)
                 self._holdout().write_bytes(holdout)
                 federated = await trainer.evaluate(model_config(spec), weights, holdout)
