@@ -133,7 +133,7 @@ const nodes = rest.slice(0, NODES);
 const gas = {};
 
 const token = await deploy(requester, "VnxToken", requester);
-const registry = await deploy(requester, "NodeRegistry", token.address, BigInt(DAY));
+const registry = await deploy(requester, "NodeRegistry", token.address, BigInt(DAY), 1n, requester, requester, requester);
 const jobs = await deploy(requester, "TrainingJobs", token.address, registry.address);
 const distributor = await contract("RewardDistributor", await jobs.read("distributor"));
 

@@ -28,7 +28,7 @@ abstract contract Steps {
     function deploy() internal {
         vm.warp(1_700_000_000);
         token = new VnxToken(address(this));
-        registry = new NodeRegistry(token, UNBOND_DELAY);
+        registry = new NodeRegistry(token, UNBOND_DELAY, STAKE, address(1), address(2), address(3));
         jobs = new TrainingJobs(token, registry);
         distributor = RewardDistributor(jobs.distributor());
         token.transfer(requester, 10_000_000 ether);
