@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase, Publication} from "../types/Types.sol";
+import {Cid, JobId, JobState, JobTerms, Kind, Mode, Payee, Phase, Publication} from "../types/Types.sol";
 
 /// @title Jobs: escrow, rounds, and contributions by commit and reveal
 /// @notice A job goes OPEN -> COMMIT -> REVEAL -> AGGREGATE, round after round. A phase takes what belongs to it
@@ -16,19 +16,7 @@ import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase, Publication} from "..
 /// hop that the next one builds on becomes the job's model at once, and stays it even if the lap is void in the end.
 interface ITrainingJobs {
     /// @notice A job was opened and its whole budget, rounds * roundBudget, put in escrow.
-    event JobCreated(
-        JobId indexed job,
-        address indexed requester,
-        Cid indexed spec,
-        Cid model,
-        Mode mode,
-        uint32 rounds,
-        uint32 quorum,
-        uint32 minNodes,
-        uint24 target,
-        uint96 roundBudget,
-        uint96 requiredStake
-    );
+    event JobCreated(JobId indexed job, address indexed requester, Cid indexed spec, JobTerms terms);
 
     /// @notice A node takes part from `round` on.
     event NodeJoined(JobId indexed job, address indexed node, uint32 round);
@@ -77,6 +65,33 @@ interface ITrainingJobs {
 
     /// @notice Escrow that no round earned went back to the requester.
     event Refunded(JobId indexed job, address indexed to, uint256 amount);
+
+    /// @notice From now on this account, or the owner of this asset, can earn in the job. `index` counts payees from 0.
+    event PayeeAdded(JobId indexed job, uint32 index, address account, uint64 asset);
+
+    /// @notice A node says that it trains on a data set; `place` counts those of the job from 0.
+    event DatasetDeclared(JobId indexed job, address indexed node, uint64 asset, uint32 place);
+
+    /// @notice A node bound itself to the rows that it trains on, which an audit may ask for.
+    event ShardCommitted(JobId indexed job, address indexed node, bytes32 shard);
+
+    /// @notice The key of a validation shard is public.
+    event ShardUnsealed(JobId indexed job, uint32 indexed position, bytes32 key);
+
+    /// @notice A node committed and did not reveal, and lost its bond for it.
+    event RevealWithheld(JobId indexed job, uint32 indexed round, address indexed node);
+
+    /// @notice A node failed an audit, and neither commits in this job nor joins it any more.
+    event NodeBanned(JobId indexed job, address indexed node);
+
+    /// @notice No failed audit of a node stands any more: it may join again.
+    event NodeUnbanned(JobId indexed job, address indexed node);
+
+    /// @notice A node without the stake that the job asks for is no member any more.
+    event NodeExpelled(JobId indexed job, address indexed node);
+
+    /// @notice A settlement was overturned: `round` and what was published later may be settled again.
+    event RoundReopened(JobId indexed job, uint32 indexed round);
 
     /// @notice A term of the job lies outside [least, most].
     error TermOutOfRange(string term, uint256 value, uint256 least, uint256 most);
@@ -150,6 +165,45 @@ interface ITrainingJobs {
     /// @notice Only the reward distributor may do this.
     error NotDistributor(address caller);
 
+    /// @notice Only the score board may do this.
+    error NotBoard(address caller);
+
+    /// @notice The asset does not exist, is of another kind, was revoked, or may not be trained with.
+    error AssetUnusable(uint64 asset);
+
+    /// @notice The node neither owns the data set nor was allowed its use by who does.
+    error MayNotUse(uint64 asset, address node);
+
+    /// @notice The asset asks for a larger share of the budget.
+    error ShareTooLow(uint64 asset, uint16 bps, uint16 priceBps);
+
+    /// @notice A node may declare `most` data sets, and so many of them a job may have.
+    error TooManyDatasets(JobId job, uint256 count, uint256 most);
+
+    /// @notice The node has declared what it trains on before.
+    error AlreadyDeclared(JobId job, address node);
+
+    /// @notice Contributions are audited: who joins must commit to its rows.
+    error ShardMissing(JobId job, address node);
+
+    /// @notice Not the key that the one before was the hash of.
+    error WrongKey(JobId job, uint32 position, bytes32 key);
+
+    /// @notice The shard is not due: that is once COMMIT of its round has closed; `next` is the first one still sealed.
+    error ShardNotDue(JobId job, uint32 position, uint32 next);
+
+    /// @notice The node is banned from the job.
+    error Banned(JobId job, address node);
+
+    /// @notice The node withheld nothing in this round, or was punished for it.
+    error NothingWithheld(JobId job, uint32 round, address node);
+
+    /// @notice The node has the stake that the job asks for.
+    error StakeSuffices(address node, uint256 stake, uint256 required);
+
+    /// @notice The round is still being scored.
+    error StillScoring(JobId job, uint32 round);
+
     /// @notice Nothing of the escrow is free to go back.
     error NothingToRefund(JobId job);
 
@@ -165,17 +219,29 @@ interface ITrainingJobs {
     /// @notice The round could be settled until `until`.
     error SettleWindowPassed(JobId job, uint32 round, uint64 until);
 
-    /// @notice Neither this round's publisher nor, from `othersFrom` on, one who revealed in it.
-    error NotSettler(JobId job, uint32 round, address account, uint64 othersFrom);
-
     /// @notice The sum of cumulative rewards lies outside what earlier rounds paid plus one round's budget.
     error TotalOutOfRange(JobId job, uint256 total, uint256 least, uint256 most);
 
     /// @notice Opens a job; pulls rounds * roundBudget wei of VNX, which the caller must have approved.
     function createJob(JobTerms calldata terms) external returns (JobId job);
 
+    /// @notice The same, with the approval (EIP-2612) in the same transaction.
+    /// @dev If somebody else has used the permit already, the approval is there all the same.
+    function createJobWithPermit(
+        JobTerms calldata terms,
+        uint256 deadline,
+        uint8 v,
+        bytes32 r,
+        bytes32 s
+    ) external returns (JobId job);
+
     /// @notice Takes part: in OPEN in the current round, else from the next one on.
     function join(JobId job) external;
+
+    /// @notice The same, and declares what the node trains on: once for a job, it holds for later joins too.
+    /// @param datasets assets that the node may use, at most 8, and 64 in the job
+    /// @param shard commitment to the rows; must not be 0 in a job with audits
+    function joinWith(JobId job, uint64[] calldata datasets, bytes32 shard) external;
 
     /// @notice Binds the caller to a contribution to the current round.
     /// @param commitment keccak256(abi.encode(uint64 job, uint32 round, bytes32 parent, bytes32 update, uint8 kind,
@@ -212,17 +278,40 @@ interface ITrainingJobs {
     /// @notice Pays back to the requester what no round earned or can still earn. Anyone may, again and again.
     function refund(JobId job) external returns (uint256 amount);
 
-    /// @notice Moves a settled round's money to the distributor, which alone may call.
-    /// @param settler who settles: the round's publisher, or in the second half of the window one who revealed in it
+    /// @notice Publishes the key of the next validation shard. Anyone who has it may, once COMMIT of the round that is
+    /// to be scored on it has closed. Keys are a chain: each is the preimage of the one before.
+    function unseal(JobId job, uint32 position, bytes32 key) external;
+
+    /// @notice Takes the bond of a node that committed and did not reveal while it could. Anyone may, once.
+    function punish(JobId job, uint32 round, address node) external;
+
+    /// @notice Ends the membership of a node that has less stake than the job asks for. Anyone may.
+    function expel(JobId job, address node) external;
+
+    /// @notice Gives an evaluator a number among the payees, unless it has one. The score board alone may call.
+    function seat(JobId job, address account) external returns (uint32 index);
+
+    /// @notice Shuts a node that failed an audit out of the job. The score board alone may call.
+    function ban(JobId job, address node) external;
+
+    /// @notice Takes a ban back; once no other stands, the node may join again. The score board alone may call.
+    function unban(JobId job, address node) external;
+
+    /// @notice Hands a settled round's money to the distributor, which alone may call.
     /// @param total the job's cumulative rewards up to and including this round, in wei
-    /// @return amount what was moved: total minus what earlier rounds paid
+    /// @return amount what is handed over: total minus what earlier rounds paid
     /// @return claimableAt Unix seconds when the challenge window ends
+    /// @return payees the least number of payees that the settlement has to have
     function release(
         JobId job,
         uint32 round,
-        address settler,
         uint128 total
-    ) external returns (uint128 amount, uint64 claimableAt);
+    ) external returns (uint112 amount, uint40 claimableAt, uint32 payees);
+
+    /// @notice Takes the money of an overturned settlement, and of those after it, back. The distributor alone may call.
+    /// @param previousTotal what the rounds before paid
+    /// @return amount what is taken back
+    function retake(JobId job, uint32 round, uint128 previousTotal) external returns (uint112 amount);
 
     /// @notice How many jobs there are; they are numbered from 1.
     function jobCount() external view returns (uint64);
@@ -245,12 +334,55 @@ interface ITrainingJobs {
     /// @notice Chained: whose hop is next, at which position of the lap, and until when; all zero if no lap runs.
     function lease(JobId job) external view returns (address node, uint32 position, uint64 until);
 
-    /// @notice Who published a round's model, and when; all zero if nobody did.
+    /// @notice A job's terms; all zero if unknown.
+    function terms(JobId job) external view returns (JobTerms memory);
+
+    /// @notice What a node revealed in a round; `index` counts the round's contributions from 0.
+    function contribution(
+        JobId job,
+        uint32 round,
+        address node
+    ) external view returns (bool revealed, uint32 index, Kind kind, uint64 samples);
+
+    /// @notice A round that ended with a model; all zero if it did not.
     function publication(JobId job, uint32 round) external view returns (Publication memory);
+
+    /// @notice The published round at a position, which counts from 0; all zero beyond the last.
+    function publicationAt(JobId job, uint32 position) external view returns (Publication memory);
+
+    /// @notice The position of a round among the published ones.
+    function position(JobId job, uint32 round) external view returns (bool found, uint32 position);
+
+    /// @notice Who or what can earn in the job; they are numbered from 0.
+    function payeeCount(JobId job) external view returns (uint32);
+
+    /// @notice The payee with this number; all zero if there is none.
+    function payee(JobId job, uint32 index) external view returns (Payee memory);
+
+    /// @notice The number of an account among the payees.
+    function payeeOf(JobId job, address account) external view returns (bool found, uint32 index);
+
+    /// @notice The number of an asset among the payees.
+    function payeeOfAsset(JobId job, uint64 asset) external view returns (bool found, uint32 index);
+
+    /// @notice How many data sets the job's members have declared.
+    function datasetCount(JobId job) external view returns (uint32);
+
+    /// @notice The data set at a place, which counts from 0; 0 beyond the last.
+    function dataset(JobId job, uint32 place) external view returns (uint64 asset);
+
+    /// @notice The place of an asset among the job's data sets.
+    function datasetPlace(JobId job, uint64 asset) external view returns (bool found, uint32 place);
+
+    /// @notice How many shards are unsealed, and the last key: the seal's anchor before the first one.
+    function unsealed(JobId job) external view returns (uint32 count, bytes32 key);
 
     /// @notice Wei of the job's escrow that `refund` would pay back now.
     function refundable(JobId job) external view returns (uint256);
 
-    /// @notice The contract that settles rounds and pays rewards.
+    /// @notice The contract that settles rounds, pays rewards, and holds the escrow.
     function distributor() external view returns (address);
+
+    /// @notice The contract that scores rounds.
+    function board() external view returns (address);
 }
