@@ -23,10 +23,12 @@ def from_args(words: Sequence[Any]) -> JobTerms:
     """Back from `to_args`, and from a call's result. Raises ValueError, TypeError for what is something
     else.
     """
-    spec, model, mode, *numbers, seal = words
-    if not all(isinstance(number, int) for number in numbers):
+    names = [field.name for field in fields(JobTerms)]
+    told: dict[str, Any] = dict(zip(names, words, strict=True))
+    spec, model, seal = _cid(told.pop("spec")), _cid(told.pop("model")), _bytes(told.pop("seal_anchor"))
+    if not all(isinstance(number, int) for number in told.values()):
         raise TypeError("a term is not a number")
-    return JobTerms(_cid(spec), _cid(model), Mode(mode), *numbers, seal_anchor=_bytes(seal))
+    return JobTerms(spec, model, seal_anchor=seal, **{**told, "mode": Mode(told["mode"])})
 
 
 def _word(value: object) -> object:

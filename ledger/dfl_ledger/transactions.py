@@ -115,6 +115,13 @@ class Writer:
     def __repr__(self) -> str:
         return f"Writer({self.address})"
 
+    def sign_typed_data(
+        self, domain: dict[str, Any], types: dict[str, Any], message: dict[str, Any]
+    ) -> tuple[int, bytes, bytes]:
+        """Our signature of typed data (EIP-712): v, r, s."""
+        signed = self._account.sign_typed_data(domain, types, message)
+        return signed.v, signed.r.to_bytes(32, "big"), signed.s.to_bytes(32, "big")
+
     def send(self, call: str, to: Address | None, data: bytes, *, value_wei: int = 0) -> Mined:
         """Estimate, sign, send and wait. `call` names the function in messages.
 
