@@ -13,6 +13,7 @@ from dfl_ledger.records import Event, Kind, Phase, TxHash
 from dfl_ledger.schema import LOG_INDEX_BITS
 from dfl_ledger.terms import from_args
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one a call
 # Whose derived rows an event touches: the column of `events`, and the table that it is the key of.
 _SUBJECTS = (("job", "jobs"), ("node", "nodes"), ("asset", "assets"))
 
@@ -50,7 +51,7 @@ def record(db: sqlite3.Connection, event: Event) -> None:
                 event.tx,
                 event.contract,
                 event.name,
-                json.dumps(event.args, separators=(",", ":")),
+                _encode(event.args),
                 args.get("job"),
                 node,
                 asset,

@@ -5,6 +5,7 @@ ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from dfl_ledger.records import Cid
 
@@ -40,7 +41,13 @@ def list_arg(args: Mapping[str, object], name: str, kind: type) -> list[object]:
 
 
 def cid_arg(args: Mapping[str, object], name: str) -> str:
-    return str(Cid.from_digest(bytes_arg(args, name)))
+    return _cid_text(text_arg(args, name))
+
+
+@lru_cache(maxsize=1024)
+def _cid_text(digest: str) -> str:
+    """Base32 is slow, and all of a round name the same parent."""
+    return str(Cid.from_digest(bytes.fromhex(digest.removeprefix("0x"))))
 
 
 def round_arg(args: Mapping[str, object]) -> tuple[int, int]:

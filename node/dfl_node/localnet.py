@@ -135,6 +135,7 @@ class LocalNet:
             *(("--bootnodes", boot[0]) if boot and node.knows_another else ()),
             *node.options,
         ]
+        (node.datadir / "node.json").unlink(missing_ok=True)  # of a process that was killed: it is not ready
         with node.log.open("ab") as log:
             node.process = subprocess.Popen(
                 tied_to_us([*node.place.prefix, *_dfl_node(arguments)]),

@@ -223,7 +223,7 @@ class Verifier:
 
     def _require(self, holds: bool, round_: int, what: str, why: str) -> None:
         if not holds:
-            raise Mismatch(f"job {self.job} round {round_}: the {what} do not hold", why=why)
+            raise Mismatch(f"job {self.job} round {round_} fails the check of its {what}", why=why)
 
 
 async def open_verifier(
