@@ -20,6 +20,7 @@ from dfl_ledger.merkle import RewardTree
 from dfl_ledger.query_rewards import RewardRows
 from dfl_ledger.records import NOBODY, Address, Cid, JobId, Kind, Leaf, Mode, Phase, Settlement
 from dfl_ledger.rows import (
+    SETTLEMENT_COLUMNS,
     Claimable,
     ClaimRow,
     ContributionRow,
@@ -336,10 +337,7 @@ _SELECT_ROUNDS = (
     "published_block, voided_block, settled_block, evidence, claimable_at, total_wei "
     "FROM rounds r LEFT JOIN settlements s ON s.job = r.job AND s.round = r.round"
 )
-_SELECT_SETTLEMENTS = (
-    "SELECT job, round, settler, root, total_wei, evidence, claimable_at, tx, block, score_root, weights, "
-    "payees FROM settlements"
-)
+_SELECT_SETTLEMENTS = f"SELECT {SETTLEMENT_COLUMNS} FROM settlements"  # noqa: S608
 
 
 def _plan(wanted: Mapping[str, object]) -> tuple[str, str]:

@@ -294,6 +294,11 @@ def read_node(row: tuple[Any, ...]) -> NodeRow:
     return NodeRow(node, key, int(stake), unbond_at, tuple(json.loads(addrs)), state, block)
 
 
+SETTLEMENT_COLUMNS = (
+    "job, round, settler, root, total_wei, evidence, claimable_at, tx, block, score_root, weights, payees"
+)
+
+
 def read_settlement(row: tuple[Any, ...], leaves: tuple[Leaf, ...]) -> SettlementRow:
     job, round_, settler, root, total, evidence, claimable_at, tx, block, score_root, weights, payees = row
     return SettlementRow(

@@ -59,7 +59,7 @@ CREATE TABLE nodes (
     state TEXT NOT NULL CHECK (state IN ('bonded', 'unbonding', 'withdrawn')),
     unbond_at INTEGER NOT NULL,  -- Unix seconds, 0 while bonded
     registered_block INTEGER NOT NULL,
-    evaluator_weight TEXT NOT NULL DEFAULT '0'  -- wei; 0: is no evaluator
+    evaluator_weight TEXT NOT NULL DEFAULT '0'  -- wei, 0 if it is no evaluator
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE jobs (

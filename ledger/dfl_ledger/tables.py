@@ -28,7 +28,7 @@ CREATE TABLE slashes (
 ) STRICT;
 CREATE INDEX slashes_by_node ON slashes (node);
 
--- who or what earns in a job, by number; account is the zero address beside an asset
+-- who or what earns in a job, by number: account is the zero address beside an asset
 CREATE TABLE payees (
     job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
     idx INTEGER NOT NULL,
@@ -97,7 +97,7 @@ CREATE TABLE audits (
     audit INTEGER NOT NULL,
     node TEXT NOT NULL COLLATE NOCASE,
     boxes TEXT,  -- where the node's rows lie, sealed to each juror
-    appeal_until INTEGER,  -- Unix seconds; NULL: has not failed
+    appeal_until INTEGER,  -- Unix seconds, NULL if it has not failed
     appealed INTEGER NOT NULL DEFAULT 0,
     upheld INTEGER,  -- NULL: not decided
     PRIMARY KEY (job, round, audit)
@@ -130,7 +130,7 @@ CREATE TABLE overturned (
     settler TEXT NOT NULL COLLATE NOCASE,
     root TEXT NOT NULL,
     challenger TEXT NOT NULL COLLATE NOCASE,
-    why INTEGER,  -- enum Fault; NULL: fell with an earlier one
+    why INTEGER,  -- enum Fault, NULL if it fell with an earlier one
     tx TEXT NOT NULL,
     block INTEGER NOT NULL,
     PRIMARY KEY (job, round, seq)
