@@ -31,6 +31,7 @@ _BPS = (0, 10_000)
 _UINT8 = (0, 2**8 - 1)
 _UINT32 = (0, 2**32 - 1)
 _UINT64 = (0, 2**64 - 1)
+_ASSET = (0, 2**63 - 1)  # numbered from 1 on
 _UINT96 = (0, 2**96 - 1)
 _UINT128 = (0, 2**128 - 1)
 _INT64 = (-(2**63), 2**63 - 1)
@@ -319,7 +320,7 @@ def _check_form(evidence: Evidence) -> None:
             raise ValueError(f"entries[{place}] is accepted but has a reason of refusal")
     _check_distinct("entries", [entry.node for entry in evidence.entries])
     for dataset in evidence.datasets:
-        _in_range("asset", dataset.asset, (1, _UINT64[1]))
+        _in_range("asset", dataset.asset, (1, _ASSET[1]))
         _in_range("worth", dataset.worth, _INT64)
     _check_distinct("datasets", [dataset.asset for dataset in evidence.datasets])
     _in_range("audits", evidence.audits, _UINT8)
@@ -333,7 +334,7 @@ def _check_form(evidence: Evidence) -> None:
         raise ValueError("a round that is settled has a contribution and a payee")
     for leaf in evidence.leaves:
         _check_eip55(leaf.account)
-        _in_range("asset", leaf.asset, _UINT64)
+        _in_range("asset", leaf.asset, _ASSET)
         _in_range("score", leaf.score, _INT64)
         _in_range("reward_wei", leaf.reward_wei, _UINT128)
         _in_range("cumulative_wei", leaf.cumulative_wei, _UINT128)
@@ -350,8 +351,8 @@ def _check_shares(shares: Shares) -> None:
     for name, value in zip(("data_bps", "model_bps", "algorithm_bps", "evaluator_bps"), bps, strict=True):
         _in_range(name, value, _BPS)
     _in_range("shares", sum(bps), _BPS)
-    _in_range("model_asset", shares.model_asset, _UINT64)
-    _in_range("algorithm_asset", shares.algorithm_asset, _UINT64)
+    _in_range("model_asset", shares.model_asset, _ASSET)
+    _in_range("algorithm_asset", shares.algorithm_asset, _ASSET)
 
 
 def _check_distinct(what: str, names: Sequence[object]) -> None:

@@ -281,7 +281,7 @@ class LedgerRows(RewardRows):
             newest = _newest_leaves(db, account, None)
             return Earnings(
                 account=Address(account),
-                earned_wei=sum(cumulative_wei for _, _, cumulative_wei, _ in newest),
+                earned_wei=sum(cumulative_wei for _, _, cumulative_wei, _, _ in newest),
                 claimed_wei=sum(_claimed(db, account).values()),
                 claimable=_claimable(db, account, None),
             )
@@ -411,9 +411,9 @@ def _claimed(db: sqlite3.Connection, account: str) -> dict[tuple[int, int], int]
     """
     paid: dict[tuple[int, int], int] = {}
     rows = db.execute(
-        "SELECT job, asset, amount_wei FROM claims WHERE account = ? AND asset = 0 UNION ALL "
-        "SELECT job, c.asset, amount_wei FROM claims c JOIN assets a ON a.asset = c.asset "
-        "WHERE a.owner = ? AND c.asset <> 0",
+        "SELECT job, asset, amount_wei FROM claims WHERE account = ? AND asset = '0' UNION ALL "
+        "SELECT job, c.asset, amount_wei FROM assets a JOIN claims c ON c.asset = CAST(a.asset AS TEXT) "
+        "WHERE a.owner = ? AND c.asset <> '0'",
         (account, account),
     ).fetchall()
     for job, asset, amount in rows:
@@ -426,25 +426,24 @@ def _newest_leaves(db: sqlite3.Connection, account: str, now: int | None) -> lis
     """(job, asset, cumulative wei, round) of what an account or one of its assets has earned so far."""
     # of columns outside max() SQLite gives those of the row that holds the maximum
     rows = db.execute(
-        "SELECT l.job, l.asset, cumulative_wei, max(l.round) FROM leaves l "
+        "SELECT l.job, l.asset, cumulative_wei, max(l.round), place FROM leaves l "
         "JOIN settlements s ON s.job = l.job AND s.round = l.round "
         "WHERE (account = ? AND l.asset = 0 OR account = ? AND l.asset IN "
         "(SELECT asset FROM assets WHERE owner = ?)) "
         "AND (? IS NULL OR claimable_at <= ?) GROUP BY l.job, l.asset",
         (account, NOBODY, account, now, now),
     ).fetchall()
-    return [(job, asset, int(cumulative), round_) for job, asset, cumulative, round_ in rows]
+    return [(job, asset, int(cumulative), round_, place) for job, asset, cumulative, round_, place in rows]
 
 
 def _claimable(db: sqlite3.Connection, account: str, now: int | None) -> tuple[Claimable, ...]:
     """`now` None: whatever its challenge window."""
     paid = _claimed(db, account)
     claimable = []
-    for job, asset, cumulative_wei, round_ in _newest_leaves(db, account, now):
+    for job, asset, cumulative_wei, round_, place in _newest_leaves(db, account, now):
         amount_wei = cumulative_wei - paid.get((job, asset), 0)
         if amount_wei <= 0:
             continue
         tree = RewardTree(round_facts.leaves(db, job, round_))
-        place = tree.place_of(NOBODY if asset else Address(account), asset)
         claimable.append(Claimable(JobId(job), round_, tree.leaves[place], tree.proof(place), amount_wei))
     return tuple(claimable)

@@ -166,14 +166,14 @@ CREATE TABLE claims (
     job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
     round INTEGER NOT NULL,
     account TEXT NOT NULL COLLATE NOCASE,  -- who was paid: for an asset, its owner
-    asset INTEGER NOT NULL,
+    asset TEXT NOT NULL,
     amount_wei TEXT NOT NULL,
     tx TEXT NOT NULL,
     block INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX claims_by_job ON claims (job);
 CREATE INDEX claims_by_account ON claims (account, job, asset);
-CREATE INDEX claims_by_asset ON claims (asset, job) WHERE asset <> 0;
+CREATE INDEX claims_by_asset ON claims (asset, job) WHERE asset <> '0';
 
 -- files as published, by CID: outlives a rollback, and the settlement it belongs to
 CREATE TABLE evidence (

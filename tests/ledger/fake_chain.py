@@ -32,7 +32,7 @@ from dfl_ledger.terms import to_args
 BUDGET_WEI = 10**18
 EVALUATOR = 500  # the number of the one who scores every round
 WHY = "norm 12.5 is more than 3 times the median"
-_CONTRACT_OF = {entry.name: name for name in CONTRACTS for entry in load(name).events.values()}
+_CONTRACT_OF = {entry.name: name for name in reversed(CONTRACTS) for entry in load(name).events.values()}
 
 
 def address(number: int) -> Address:
