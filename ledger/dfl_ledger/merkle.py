@@ -28,11 +28,13 @@ UINT128_MAX = 2**128 - 1
 _UINT256_MAX = 2**256 - 1
 _UINT160_MAX = 2**160 - 1
 _WEIGHT_TOPS = 1 << 111 | 1 << 223 | 1 << 255  # the highest bit of each field of a packed weight
-_LEAF_TAGS = {Tree.REWARD: 0, Tree.SCORE: 4}
+_LEAF_START = bytes(32 + 12)  # the tag, and what an address leaves of its word
+_SCORE_LEAF_TAG = (4).to_bytes(32, "big")
 _INNER_TAGS = {Tree.REWARD: (1).to_bytes(32, "big"), Tree.SCORE: (5).to_bytes(32, "big")}
 _LEAF_WORDS, _SCORE_LEAF_WORDS, _INNER_WORDS = 5, 2, 4
 
 Hash = Callable[[bytes], bytes]
+_Pair = tuple[bytes, int]  # (hash, sum)
 L = TypeVar("L", Leaf, ScoreLeaf)
 
 
@@ -72,20 +74,26 @@ def score_leaf_hash(leaf: ScoreLeaf) -> bytes:
 class _SumTree(Generic[L]):
     """What both trees are. Only nodes with a leaf below them are kept; the rest are one a level."""
 
-    def __init__(self, tree: Tree, leaves: Sequence[L], lowest: list[Node], hashed: Hash) -> None:
+    def __init__(self, tree: Tree, leaves: Sequence[L], lowest: list[_Pair], hashed: Hash) -> None:
         if not lowest:
             raise ValueError("a tree has at least one leaf")
         self.leaves: tuple[L, ...] = tuple(leaves)
-        self._levels: list[list[Node]] = [lowest]
-        self._empty: list[Node] = [EMPTY]
+        self._levels: list[list[_Pair]] = [lowest]
+        self._empty: list[_Pair] = [EMPTY]
         tag = _INNER_TAGS[tree]
         while len(self._levels[-1]) > 1:
             level, empty = self._levels[-1], self._empty[-1]
-            right: list[Node] = level[1::2]
+            right: list[_Pair] = level[1::2]
             if len(level) % 2:
                 right = [*right, empty]
-            self._levels.append([_inner(tag, a, b, hashed) for a, b in zip(level[::2], right, strict=True)])
-            self._empty.append(_inner(tag, empty, empty, hashed))
+            # written out, and with plain tuples: a tree of 100,000 leaves has as many inner nodes
+            self._levels.append(
+                [
+                    (hashed(tag + a + m.to_bytes(32, "big") + b + n.to_bytes(32, "big")), m + n)
+                    for (a, m), (b, n) in zip(level[::2], right, strict=True)
+                ]
+            )
+            self._empty.append(_inner(tag, Node(*empty), Node(*empty), hashed))
         self.root, self.total = self._levels[-1][0]
 
     @property
@@ -106,7 +114,7 @@ class _SumTree(Generic[L]):
     def node(self, place: int, level: int = 0) -> Node:
         """A node of the tree: level 0 are the leaves."""
         nodes = self._levels[level]
-        return nodes[place] if place < len(nodes) else self._empty[level]
+        return Node(*(nodes[place] if place < len(nodes) else self._empty[level]))
 
 
 class RewardTree(_SumTree[Leaf]):
@@ -117,7 +125,7 @@ class RewardTree(_SumTree[Leaf]):
 
     def __init__(self, leaves: Sequence[Leaf]) -> None:
         hashed = hasher()
-        lowest = [Node(hashed(_leaf_words(leaf)), leaf.cumulative_wei) for leaf in leaves]
+        lowest = [(hashed(_leaf_words(leaf)), leaf.cumulative_wei) for leaf in leaves]
         if sum(leaf.cumulative_wei for leaf in leaves) > UINT128_MAX:
             raise ValueError("the sum of cumulative rewards does not fit in 128 bits")
         super().__init__(Tree.REWARD, leaves, lowest, hashed)
@@ -140,7 +148,7 @@ class ScoreTree(_SumTree[ScoreLeaf]):
 
     def __init__(self, leaves: Sequence[ScoreLeaf]) -> None:
         hashed = hasher()
-        lowest = [Node(hashed(_score_leaf_words(leaf)), leaf.weight) for leaf in leaves]
+        lowest = [(hashed(_score_leaf_words(leaf)), leaf.weight) for leaf in leaves]
         total = 0
         for leaf in leaves:
             total, sound = add(Tree.SCORE, total, leaf.weight)
@@ -246,8 +254,8 @@ def _is_of(tree: Tree, digest: bytes, preimage: bytes) -> bool:
     if not preimage:
         return True
     tags = {
-        32 * _LEAF_WORDS: (0).to_bytes(32, "big"),
-        32 * _SCORE_LEAF_WORDS: (4).to_bytes(32, "big"),
+        32 * _LEAF_WORDS: bytes(32),
+        32 * _SCORE_LEAF_WORDS: _SCORE_LEAF_TAG,
         32 * _INNER_WORDS: _INNER_TAGS[tree],
     }
     tag = tags.get(len(preimage))
@@ -298,8 +306,7 @@ def _leaf_words(leaf: Leaf) -> bytes:
         raise ValueError(f"a reward of {leaf.account} does not fit in 128 bits")
     return b"".join(
         (
-            _LEAF_TAGS[Tree.REWARD].to_bytes(32, "big"),
-            bytes(12),
+            _LEAF_START,
             _address_bytes(leaf.account),
             leaf.asset.to_bytes(32, "big"),
             leaf.score.to_bytes(32, "big", signed=True),
@@ -314,8 +321,7 @@ def _score_leaf_words(leaf: ScoreLeaf) -> bytes:
         raise ValueError(f"score {leaf.score} does not fit in 64 bits")
     if not 0 <= leaf.weight <= _UINT256_MAX:
         raise ValueError(f"weight {leaf.weight} does not fit in 256 bits")
-    tag = _LEAF_TAGS[Tree.SCORE].to_bytes(32, "big")
-    return tag + leaf.score.to_bytes(32, "big", signed=True) + leaf.weight.to_bytes(32, "big")
+    return _SCORE_LEAF_TAG + leaf.score.to_bytes(32, "big", signed=True) + leaf.weight.to_bytes(32, "big")
 
 
 def _address_bytes(account: str) -> bytes:
