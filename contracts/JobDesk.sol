@@ -196,7 +196,7 @@ contract JobDesk is JobStore, IJobDesk {
     ) external view returns (bool, uint32 index, Kind kind, uint64 samples) {
         Entry entry = _jobs[id].entries[round][node];
         if (!entry.isRevealed()) return (false, 0, Kind.Update, 0);
-        return (true, entry.index(), entry.kind(), entry.samples());
+        return (true, entry.index(), entry.kindOf(), entry.samplesOf());
     }
 
     /// @inheritdoc IJobDesk
@@ -282,6 +282,7 @@ contract JobDesk is JobStore, IJobDesk {
         if (terms_.algorithmAsset != 0) job_.payees.add(id, terms_.algorithmAsset);
         _enter(id, job_, Phase.Open, terms_.openWindow);
 
+        IRewardDistributor(distributor).enroll(id);
         token.safeTransferFrom(msg.sender, distributor, escrow);
     }
 

@@ -30,7 +30,7 @@ contract RewardDistributor is IRewardDistributor {
     struct Account {
         uint112 unclaimed;
         uint32 head; // the round settled last, 0 if none is
-        uint32 epoch; // settlements overturned so far
+        uint32 epoch; // one more than settlements overturned so far
         uint32 cuts; // those of them that still count
     }
 
@@ -202,6 +202,12 @@ contract RewardDistributor is IRewardDistributor {
     }
 
     /// @inheritdoc IRewardDistributor
+    function enroll(JobId job) external {
+        if (msg.sender != address(jobs)) revert NotJobs(msg.sender);
+        _accounts[job].epoch = 1;
+    }
+
+    /// @inheritdoc IRewardDistributor
     function settlement(JobId job, uint32 round) external view returns (Settlement memory settled) {
         settled = _settlements[job][round];
         if (_isVoid(job, round, settled.epoch)) delete settled;
@@ -290,37 +296,58 @@ contract RewardDistributor is IRewardDistributor {
         Leaf calldata leaf,
         ProofStep[] calldata proof
     ) private returns (uint256 amount) {
-        _checkClaim(job, round, leaf, proof);
-        amount = _take(job, leaf);
-        address to = leaf.account;
-        if (to == address(0)) to = assets.ownerOf(leaf.asset);
-        emit Claimed(job, round, to, leaf.asset, amount);
+        Account storage account = _accounts[job];
+        (uint256 left, uint32 epoch) = (account.unclaimed, account.epoch);
+        (address to, uint256 asset, uint256 cumulative) = (leaf.account, leaf.asset, leaf.cumulative);
+        if (!_pays(job, round, epoch, leaf.hash(), cumulative, proof)) revert InvalidProof(job, round, to, asset);
+        amount = _take(job, account, left, to, asset, cumulative);
+        if (to == address(0)) to = assets.ownerOf(asset);
+        emit Claimed(job, round, to, asset, amount);
         token.safeTransfer(to, amount);
     }
 
-    function _checkClaim(JobId job, uint32 round, Leaf calldata leaf, ProofStep[] calldata proof) private view {
+    /// @dev True if the settlement has this leaf. Every claim comes here, so no slot is read twice.
+    function _pays(
+        JobId job,
+        uint32 round,
+        uint32 current,
+        bytes32 hash,
+        uint256 cumulative,
+        ProofStep[] calldata proof
+    ) private view returns (bool) {
         Settlement storage settled = _settlements[job][round];
-        (uint256 total, uint40 claimableAt, uint32 payees) = (settled.total, settled.claimableAt, settled.payees);
-        if (claimableAt == 0 || _isVoid(job, round, settled.epoch)) revert NotSettled(job, round);
+        (uint256 total, uint40 claimableAt, uint32 payees, uint32 epoch) = (
+            settled.total,
+            settled.claimableAt,
+            settled.payees,
+            settled.epoch
+        );
+        if (claimableAt == 0 || (epoch != current && _isVoid(job, round, epoch))) revert NotSettled(job, round);
         if (block.timestamp < claimableAt) revert NotClaimableYet(job, round, claimableAt);
-        (bytes32 root, uint256 sum, uint256 place) = SumTree.climb(Tree.Reward, leaf.hash(), leaf.cumulative, proof);
-        bool deep = proof.length == SumTree.depthOf(payees);
-        if (!deep || root != settled.root || sum != total || place == SumTree.NOWHERE) {
-            revert InvalidProof(job, round, leaf.account, leaf.asset);
-        }
+        if (!SumTree.isDepth(payees, proof.length)) return false;
+        (bytes32 root, uint256 sum, uint256 place) = SumTree.climb(Tree.Reward, hash, cumulative, proof);
+        return root == settled.root && sum == total && place != SumTree.NOWHERE;
     }
 
     /// @dev A job's claims never exceed its own settlements, even if those contradict each other.
-    function _take(JobId job, Leaf calldata leaf) private returns (uint256 amount) {
-        mapping(uint256 asset => uint256) storage paid = claimed[job][leaf.account];
-        uint256 before = paid[leaf.asset];
-        if (leaf.cumulative <= before) revert NothingToClaim(job, leaf.account, leaf.asset);
-        amount = leaf.cumulative - before;
-        uint256 left = _accounts[job].unclaimed;
-        if (amount > left) revert JobFundsExceeded(job, amount, left);
-        // Less than it was, which had 112 bits.
-        _accounts[job].unclaimed = uint112(left - amount);
-        paid[leaf.asset] = leaf.cumulative;
+    function _take(
+        JobId job,
+        Account storage account,
+        uint256 left,
+        address to,
+        uint256 asset,
+        uint256 cumulative
+    ) private returns (uint256 amount) {
+        mapping(uint256 asset => uint256) storage paid = claimed[job][to];
+        uint256 before = paid[asset];
+        if (cumulative <= before) revert NothingToClaim(job, to, asset);
+        unchecked {
+            amount = cumulative - before;
+            if (amount > left) revert JobFundsExceeded(job, amount, left);
+            // Less than it was, which had 112 bits.
+            account.unclaimed = uint112(left - amount);
+        }
+        paid[asset] = cumulative;
     }
 
     // -- challenges --------------------------------------------------------------------------------------------

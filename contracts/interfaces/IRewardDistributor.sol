@@ -184,6 +184,10 @@ interface IRewardDistributor {
     /// @notice Pays escrow back on the word of the jobs contract, which alone may call.
     function pay(address to, uint256 amount) external;
 
+    /// @notice Opens the account of a job whose escrow has just come. The jobs contract alone may call.
+    /// @dev So that a job's first settlement costs no more than the others.
+    function enroll(JobId job) external;
+
     /// @notice A round's settlement; all zero if there is none, or if it was overturned.
     function settlement(JobId job, uint32 round) external view returns (Settlement memory);
 

@@ -76,12 +76,12 @@ library Entries {
     }
 
     /// @notice The kind of a revealed contribution.
-    function kind(Entry entry) internal pure returns (Kind) {
+    function kindOf(Entry entry) internal pure returns (Kind) {
         return Kind(uint8(Entry.unwrap(entry) >> 96));
     }
 
     /// @notice The samples of a revealed contribution.
-    function samples(Entry entry) internal pure returns (uint64) {
+    function samplesOf(Entry entry) internal pure returns (uint64) {
         return uint64(Entry.unwrap(entry) >> 104);
     }
 }

@@ -4,7 +4,7 @@ pragma solidity 0.8.37;
 /// @notice What the overturned settlements of a job leave behind: from which round on they made earlier ones void. Both
 /// fields rise from entry to entry.
 struct Cut {
-    uint32 epoch; // how many had been overturned with this one
+    uint32 epoch; // that began with it
     uint32 round;
 }
 

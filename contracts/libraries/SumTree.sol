@@ -21,15 +21,19 @@ library SumTree {
     /// @notice The place of a proof that is none: a sum overflows on the way.
     uint256 internal constant NOWHERE = type(uint256).max;
 
-    /// @dev Bits that no sum of a RewardTree may have.
-    uint256 private constant REWARD_EXCESS = type(uint256).max << 128;
-
     /// @dev The highest bit of each field of a weight.
     uint256 private constant WEIGHT_TOPS = (1 << 111) | (1 << 223) | (1 << 255);
 
     /// @notice Levels above the leaves of a tree with so many of them.
     function depthOf(uint256 leaves) internal pure returns (uint256) {
         return leaves < 2 ? 0 : Math.log2(leaves - 1) + 1;
+    }
+
+    /// @notice True if a tree with so many leaves has this depth: what depthOf says, for less gas.
+    function isDepth(uint256 leaves, uint256 depth) internal pure returns (bool) {
+        unchecked {
+            return depth == 0 ? leaves < 2 : leaves > 1 && (leaves - 1) >> (depth - 1) == 1;
+        }
     }
 
     /// @notice The hash of a RewardTree's leaf.
@@ -65,37 +69,39 @@ library SumTree {
         uint256 sum,
         ProofStep[] calldata proof
     ) internal pure returns (bytes32 root, uint256 total, uint256 place) {
-        uint256 excess = tree == Tree.Reward ? REWARD_EXCESS : 0;
-        uint256 tops = tree == Tree.Reward ? 0 : WEIGHT_TOPS;
-        uint256 flaw = sum & excess;
+        uint256 carries = 0;
         root = node;
         total = sum;
         assembly ("memory-safe") {
             let scratch := mload(0x40)
-            mstore(scratch, add(1, shl(2, iszero(iszero(tree)))))
+            mstore(scratch, add(1, shl(2, tree)))
+            let step := proof.offset
             for { let i := 0 } lt(i, proof.length) { i := add(i, 1) } {
-                let step := add(proof.offset, mul(i, 0x60))
                 let siblingSum := calldataload(add(step, 0x20))
                 {
                     let isLeft := iszero(iszero(calldataload(add(step, 0x40))))
                     place := or(place, shl(i, isLeft))
                     // Left child at 0x20, right child at 0x60: hash, then sum.
-                    let own := add(scratch, add(0x20, shl(6, isLeft)))
+                    isLeft := shl(6, isLeft)
+                    let own := add(scratch, add(0x20, isLeft))
                     mstore(own, root)
                     mstore(add(own, 0x20), total)
-                    let sibling := add(scratch, sub(0x60, shl(6, isLeft)))
+                    let sibling := add(scratch, sub(0x60, isLeft))
                     mstore(sibling, calldataload(step))
                     mstore(add(sibling, 0x20), siblingSum)
                 }
                 root := keccak256(scratch, 0xa0)
                 let above := add(total, siblingSum)
-                flaw := or(flaw, and(or(siblingSum, above), excess))
-                // Where a bit carries: both have it, or one has it and the sum has not.
-                flaw := or(flaw, and(or(and(total, siblingSum), and(or(total, siblingSum), not(above))), tops))
+                // A bit carries where both have it, or one has it and the sum has not.
+                carries := or(carries, or(and(total, siblingSum), and(or(total, siblingSum), not(above))))
                 total := above
+                step := add(step, 0x60)
             }
         }
-        if (flaw != 0) place = NOWHERE;
+        // While nothing carries out of the word, sums only grow, so that the last one tells for all.
+        if (tree == Tree.Reward ? (carries >> 255) | (total >> 128) != 0 : carries & WEIGHT_TOPS != 0) {
+            place = NOWHERE;
+        }
     }
 
     /// @notice The sum of two children, and whether it may stand in the tree.
@@ -103,7 +109,7 @@ library SumTree {
         unchecked {
             sum = left + right;
         }
-        if (tree == Tree.Reward) sound = (left | right | sum) & REWARD_EXCESS == 0;
-        else sound = ((left & right) | ((left | right) & ~sum)) & WEIGHT_TOPS == 0;
+        uint256 carries = (left & right) | ((left | right) & ~sum);
+        sound = tree == Tree.Reward ? (carries >> 255) | (sum >> 128) == 0 : carries & WEIGHT_TOPS == 0;
     }
 }

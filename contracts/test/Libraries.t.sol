@@ -62,8 +62,8 @@ contract EntriesTest {
         vm.assertTrue(entry.isRevealed());
         vm.assertFalse(entry.isEmpty());
         vm.assertEq(entry.index(), index);
-        vm.assertEq(uint256(entry.kind()), uint256(kind_));
-        vm.assertEq(entry.samples(), samples);
+        vm.assertEq(uint256(entry.kindOf()), uint256(kind_));
+        vm.assertEq(entry.samplesOf(), samples);
         vm.assertFalse(entry.isSealed());
         uint256 word = (uint256(samples) << 104) | (uint256(kind_) << 96) | (uint256(index) << 32) | 1;
         vm.assertEq(Entry.unwrap(entry), word);

@@ -16,7 +16,7 @@ struct Settlement {
     uint32 payees;
     /// The round settled before this one, 0 if none was: this one's rewards add to that one's.
     uint32 previousRound;
-    /// How many settlements of the job had been overturned by then.
+    /// One more than how many settlements of the job had been overturned by then.
     uint32 epoch;
 }
 

@@ -20,7 +20,7 @@ from dfl_ledger.words import checksummed
 
 _FOR_EVER = 2**256 - 1
 # https://eips.ethereum.org/EIPS/eip-2612
-_PERMIT = [
+PERMIT = [
     {"name": "owner", "type": "address"},
     {"name": "spender", "type": "address"},
     {"name": "value", "type": "uint256"},
@@ -150,7 +150,7 @@ class ChainCalls:
             "deadline": _FOR_EVER,
         }
         domain = {"name": name, "version": "1", "chainId": self.chain_id, "verifyingContract": token}
-        v, r, s = self._wallet().sign_typed_data(domain, {"Permit": _PERMIT}, message)
+        v, r, s = self._wallet().sign_typed_data(domain, {"Permit": PERMIT}, message)
         return _FOR_EVER, v, r, s
 
     def _check_funds(self, amount_wei: int, call: str) -> None:
