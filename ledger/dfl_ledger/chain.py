@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from dfl_ledger.accounts import LocalAccount
-from dfl_ledger.chain_calls import bytes_of, cid_of
+from dfl_ledger.chain_calls import FOR_EVER, bytes_of, cid_of
 from dfl_ledger.chain_judging import ChainJudging, leaf_to_abi, steps_to_abi
 from dfl_ledger.chain_stakes import ChainStakes
 from dfl_ledger.contracts import commitment
@@ -42,6 +42,7 @@ from dfl_ledger.records import (
 from dfl_ledger.rpc import HELP, ResponseTooLarge, Rpc, RpcError
 from dfl_ledger.terms import from_args, to_abi
 
+_SIGNATURE_BYTES = 3 * 32  # v, r and s at the end of a call
 log = structlog.get_logger(__name__)
 
 _BOOT_PAGE = 50
@@ -163,8 +164,13 @@ class ChainLedger(ChainStakes, ChainJudging):
     # -- jobs -----------------------------------------------------------------------------------------
     def create_job(self, terms: JobTerms) -> JobId:
         jobs, escrow_wei = self._deployment.jobs, terms.rounds * terms.round_budget_wei
-        permit = self._permit(jobs, escrow_wei, "createJob")
-        mined = self._write(jobs, "createJobWithPermit", to_abi(terms), *permit)
+        encode, told = self._abis[jobs].encode, to_abi(terms)
+        # Made again after a kill, it is the same job: only the permit would be another one.
+        unsigned = encode("createJobWithPermit", told, FOR_EVER, 0, bytes(32), bytes(32))[:-_SIGNATURE_BYTES]
+        data = self._wallet().unfinished("createJob", jobs, unsigned)
+        if data is None:
+            data = encode("createJobWithPermit", told, *self._permit(jobs, escrow_wei, "createJob"))
+        mined = self._wallet().send("createJob", jobs, data)
         return JobId(self._created(mined, "JobCreated", "job"))
 
     def job(self, job: JobId) -> JobState | None:

@@ -18,7 +18,7 @@ from dfl_ledger.sent import SentJournal
 from dfl_ledger.transactions import FeePolicy, Mined, Writer, refusal
 from dfl_ledger.words import checksummed
 
-_FOR_EVER = 2**256 - 1
+FOR_EVER = 2**256 - 1
 # https://eips.ethereum.org/EIPS/eip-2612
 PERMIT = [
     {"name": "owner", "type": "address"},
@@ -135,7 +135,7 @@ class ChainCalls:
     def _permit(self, spender: Address, amount_wei: int, call: str) -> tuple[int, int, bytes, bytes]:
         """Our signature under an allowance (EIP-2612): deadline, v, r, s. The contract asks for it by itself.
 
-        Without end, so that the same call made again has the same bytes and is not sent twice. Who uses the
+        Without end, so that a call is the same until it is mined, however often it is made. Who uses the
         permit first changes nothing: it lets the spender take what our own call would give it.
         """
         self._check_funds(amount_wei, call)
@@ -147,11 +147,11 @@ class ChainCalls:
             "spender": spender,
             "value": amount_wei,
             "nonce": nonce,
-            "deadline": _FOR_EVER,
+            "deadline": FOR_EVER,
         }
         domain = {"name": name, "version": "1", "chainId": self.chain_id, "verifyingContract": token}
         v, r, s = self._wallet().sign_typed_data(domain, {"Permit": PERMIT}, message)
-        return _FOR_EVER, v, r, s
+        return FOR_EVER, v, r, s
 
     def _check_funds(self, amount_wei: int, call: str) -> None:
         held = self.balance_wei(self.address)

@@ -37,7 +37,7 @@ class Account:
 
     unclaimed_wei: int = 0
     head: int = 0  # the round settled last, 0 if none is
-    epoch: int = 0  # settlements overturned so far
+    epoch: int = 1  # one more than settlements overturned so far
 
 
 def digest_of(opening: Opening) -> bytes:

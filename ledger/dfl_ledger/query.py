@@ -422,8 +422,12 @@ def _claimed(db: sqlite3.Connection, account: str) -> dict[tuple[int, int], int]
     return paid
 
 
-def _newest_leaves(db: sqlite3.Connection, account: str, now: int | None) -> list[tuple[int, int, int, int]]:
-    """(job, asset, cumulative wei, round) of what an account or one of its assets has earned so far."""
+def _newest_leaves(
+    db: sqlite3.Connection, account: str, now: int | None
+) -> list[tuple[int, int, int, int, int]]:
+    """(job, asset, cumulative wei, round, place) of what an account or one of its assets has earned so
+    far.
+    """
     # of columns outside max() SQLite gives those of the row that holds the maximum
     rows = db.execute(
         "SELECT l.job, l.asset, cumulative_wei, max(l.round), place FROM leaves l "

@@ -349,7 +349,7 @@ class SettlementState:
     claimable_at: int  # Unix seconds
     payees: int  # leaves of the reward tree
     previous_round: int  # the round settled before this one, 0 if none was
-    epoch: int  # how many settlements of the job had been overturned by then
+    epoch: int  # one more than the settlements of the job that had been overturned by then
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,6 +192,17 @@ class Writer:
         return fees
 
     # -- what was sent before -------------------------------------------------------------------------
+    def unfinished(self, call: str, to: Address, start: bytes) -> bytes | None:
+        """The data of a call that was sent and whose end is not known, if it begins like this.
+
+        For calls that would have other bytes when made again, such as a signature under a nonce that was
+        used.
+        """
+        with self._lock:
+            open_ = [sent.call for sent in self._journal.open()]
+        found = [own.data for own in open_ if (own.name, own.to) == (call, to) and own.data.startswith(start)]
+        return found[-1] if found else None
+
     def _adopt(self, call: Call) -> Sent | None:
         """The same call, sent before, whose end nobody waits for."""
         with self._lock:

@@ -358,7 +358,7 @@ def check_a_wrong_score_is_overturned(world: World) -> None:
         judges[1].settle(found.settlement(cid("evidence")))
         settled = requester.settlement(job, 1)
         assert settled is not None
-        assert settled.epoch == 1
+        assert settled.epoch == 2
         world.reach(settled.claimable_at)
         tree = found.reward_tree
         requester.claim(job, 1, tree.leaves[0], tree.proof(0))

@@ -253,7 +253,7 @@ def whole_life_of_a_job(world: World) -> tuple[JobId, list[Event]]:
     settled = a.settlement(job, 3)
     assert settled is not None
     assert (settled.root, settled.total_wei, settled.payees) == (three.root, three.total_wei, 3)
-    assert (settled.previous_round, settled.epoch) == (1, 0)
+    assert (settled.previous_round, settled.epoch) == (1, 1)
     assert a.final_at(job) == settled.claimable_at
     assert (state(a, job).spent_wei, a.unclaimed_wei(job)) == (110 * ETHER, 110 * ETHER)
 
