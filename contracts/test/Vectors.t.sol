@@ -33,7 +33,10 @@ library Dices {
 /// rolled = keccak256(abi.encode(rolled, found ..)), from zero. tests/ledger/test_twins.py reads the hashes from here
 /// and finds the same with the Python twins.
 contract VectorsTest {
-    uint256 private constant CASES = 10_000;
+    uint256 private constant CASES = 200;
+
+    /// @dev Of a call: what cases leave in memory makes the following ones dearer.
+    uint256 private constant AT_ONCE = 100;
 
     bytes32 private constant REWARD_TREES =
         0x2c2fe169080440cb33f5066d9a3e7c5cfbf097805a486e932685bc45ebb0aeb4;
@@ -54,8 +57,33 @@ contract VectorsTest {
         keccak256("Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)");
 
     function test_reward_trees() public view {
-        bytes32 rolled;
-        for (uint256 i = 0; i < CASES; ++i) {
+        vm.assertEq(_rolled(this.rewardTrees), REWARD_TREES);
+    }
+
+    function test_score_trees() public view {
+        vm.assertEq(_rolled(this.scoreTrees), SCORE_TREES);
+    }
+
+    function test_vector_trees() public view {
+        vm.assertEq(_rolled(this.vectorTrees), VECTOR_TREES);
+    }
+
+    function test_medians() public view {
+        vm.assertEq(_rolled(this.medians), MEDIANS);
+    }
+
+    function test_permits() public view {
+        vm.assertEq(_rolled(this.permits), PERMITS);
+    }
+
+    function test_commitments() public view {
+        vm.assertEq(_rolled(this.commitments), COMMITMENTS);
+    }
+
+    // -- cases of a kind ---------------------------------------------------------------------------------------
+
+    function rewardTrees(bytes32 rolled, uint256 first) external view returns (bytes32) {
+        for (uint256 i = first; i < first + AT_ONCE; ++i) {
             Dice memory dice = Dice(0, i, 0);
             Leaf[] memory leaves = new Leaf[](1 + (dice.next() % 9));
             for (uint256 j = 0; j < leaves.length; ++j) leaves[j] = _leaf(dice);
@@ -65,12 +93,11 @@ contract VectorsTest {
             vm.assertEq(found, place);
             rolled = keccak256(abi.encode(rolled, root, total, place));
         }
-        vm.assertEq(rolled, REWARD_TREES);
+        return rolled;
     }
 
-    function test_score_trees() public view {
-        bytes32 rolled;
-        for (uint256 i = 0; i < CASES; ++i) {
+    function scoreTrees(bytes32 rolled, uint256 first) external view returns (bytes32) {
+        for (uint256 i = first; i < first + AT_ONCE; ++i) {
             Dice memory dice = Dice(1, i, 0);
             ScoreLeaf[] memory leaves = new ScoreLeaf[](1 + (dice.next() % 9));
             for (uint256 j = 0; j < leaves.length; ++j) leaves[j] = _scoreLeaf(dice);
@@ -80,12 +107,11 @@ contract VectorsTest {
             vm.assertEq(found, place);
             rolled = keccak256(abi.encode(rolled, root, total, place));
         }
-        vm.assertEq(rolled, SCORE_TREES);
+        return rolled;
     }
 
-    function test_vector_trees() public view {
-        bytes32 rolled;
-        for (uint256 i = 0; i < CASES; ++i) {
+    function vectorTrees(bytes32 rolled, uint256 first) external view returns (bytes32) {
+        for (uint256 i = first; i < first + AT_ONCE; ++i) {
             Dice memory dice = Dice(2, i, 0);
             int64[] memory scores = new int64[](1 + (dice.next() % 20));
             for (uint256 j = 0; j < scores.length; ++j) scores[j] = int64(uint64(dice.next()));
@@ -97,12 +123,11 @@ contract VectorsTest {
             vm.assertTrue(this.holds(root, scores.length, subject, word, proof));
             rolled = keccak256(abi.encode(rolled, root, word, proof, VectorTree.scoreIn(word, subject)));
         }
-        vm.assertEq(rolled, VECTOR_TREES);
+        return rolled;
     }
 
-    function test_medians() public pure {
-        bytes32 rolled;
-        for (uint256 i = 0; i < CASES; ++i) {
+    function medians(bytes32 rolled, uint256 first) external pure returns (bytes32) {
+        for (uint256 i = first; i < first + AT_ONCE; ++i) {
             Dice memory dice = Dice(3, i, 0);
             Vote[] memory votes = new Vote[](1 + (dice.next() % 16));
             int64 first = 0;
@@ -116,13 +141,12 @@ contract VectorsTest {
             int64 median = WeightedMedian.median(votes, votes.length);
             rolled = keccak256(abi.encode(rolled, median, Outliers.isOutlier(first, median)));
         }
-        vm.assertEq(rolled, MEDIANS);
+        return rolled;
     }
 
     /// @notice EIP-712: what a wallet signs to let a contract take its VNX.
-    function test_permits() public pure {
-        bytes32 rolled;
-        for (uint256 i = 0; i < CASES; ++i) {
+    function permits(bytes32 rolled, uint256 first) external pure returns (bytes32) {
+        for (uint256 i = first; i < first + AT_ONCE; ++i) {
             Dice memory dice = Dice(4, i, 0);
             uint256 chainId = uint64(dice.next());
             address token = _address(dice);
@@ -134,13 +158,12 @@ contract VectorsTest {
             );
             rolled = keccak256(abi.encode(rolled, MessageHashUtils.toTypedDataHash(domain, permit)));
         }
-        vm.assertEq(rolled, PERMITS);
+        return rolled;
     }
 
     /// @notice Of contributions, and of scores.
-    function test_commitments() public pure {
-        bytes32 rolled;
-        for (uint256 i = 0; i < CASES; ++i) {
+    function commitments(bytes32 rolled, uint256 first) external pure returns (bytes32) {
+        for (uint256 i = first; i < first + AT_ONCE; ++i) {
             Dice memory dice = Dice(5, i, 0);
             JobId job = JobId.wrap(uint64(dice.next()));
             uint32 round = uint32(dice.next());
@@ -161,7 +184,7 @@ contract VectorsTest {
             bytes32 scores = keccak256(abi.encode(job, round, uint8(dice.next()), node, vector, salt));
             rolled = keccak256(abi.encode(rolled, contribution, scores));
         }
-        vm.assertEq(rolled, COMMITMENTS);
+        return rolled;
     }
 
     // -- libraries that read calldata --------------------------------------------------------------------------
@@ -192,6 +215,12 @@ contract VectorsTest {
         bytes32[] calldata proof
     ) external pure returns (bool) {
         return VectorTree.holds(root, subjects, subject, word, proof);
+    }
+
+    function _rolled(
+        function(bytes32, uint256) external view returns (bytes32) find
+    ) private view returns (bytes32 rolled) {
+        for (uint256 first = 0; first < CASES; first += AT_ONCE) rolled = find(rolled, first);
     }
 
     // -- what is drawn -----------------------------------------------------------------------------------------
