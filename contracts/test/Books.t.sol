@@ -17,6 +17,7 @@ abstract contract BooksFixture is ScoringFixture {
     ScoreLeaf[] internal scoreLeaves;
     Leaf[] internal earlier; // of the settlement before
     address internal settler;
+    uint32 internal contributions; // of the round
 
     /// @dev The weight of a score, written out: accepted, data and compute.
     function weightOf(int64 score, bool contribution) internal pure returns (uint256) {
@@ -25,19 +26,29 @@ abstract contract BooksFixture is ScoringFixture {
         return score == type(int64).min ? 0 : (uint256(1) << 224) + worth;
     }
 
+    /// @dev Who made a contribution; zero for a data set.
+    function contributorOf(JobId job, uint32 round, uint32 subject) internal view returns (address) {
+        for (uint256 i = 0; i < MEMBERS; ++i) {
+            (bool revealed, uint32 index, , ) = jobs.contribution(job, round, nodeAt(i));
+            if (revealed && index == subject) return nodeAt(i);
+        }
+        return address(0);
+    }
+
     function medianOf(JobId job, uint32 round, uint32 subject) internal view returns (int64) {
-        address node = subject < MEMBERS ? nodeAt(subject) : address(0);
+        address node = contributorOf(job, round, subject);
         return board.median(job, round, 0, subject, node, wordsOf(job, round, 0, subject, node));
     }
 
     /// @dev Fills the books of a round with what is right.
     function keepBooks(JobId job, uint32 round) internal {
         delete scoreLeaves;
-        uint32 subjects = jobs.publication(job, round).contributions + board.panel(job, round, 0).datasets;
+        contributions = jobs.publication(job, round).contributions;
+        uint32 subjects = contributions + board.panel(job, round, 0).datasets;
         uint256 all = 0;
         for (uint32 i = 0; i < subjects; ++i) {
             int64 score = medianOf(job, round, i);
-            ScoreLeaf memory leaf = ScoreLeaf(score, weightOf(score, i < MEMBERS));
+            ScoreLeaf memory leaf = ScoreLeaf(score, weightOf(score, i < contributions));
             scoreLeaves.push(leaf);
             all += leaf.weight;
         }
@@ -100,8 +111,8 @@ abstract contract BooksFixture is ScoringFixture {
         if (asset == t.modelAsset) return (0, any ? (t.roundBudget * t.modelBps) / 10_000 : 0);
         if (asset == t.algorithmAsset) return (0, any ? (t.roundBudget * t.algorithmBps) / 10_000 : 0);
         (, uint32 place) = jobs.datasetPlace(job, asset);
-        if (MEMBERS + place >= scoreLeaves.length) return (0, 0);
-        score = scoreLeaves[MEMBERS + place].score;
+        if (contributions + place >= scoreLeaves.length) return (0, 0);
+        score = scoreLeaves[contributions + place].score;
         uint256 worth = (all >> 112) & type(uint112).max;
         if (score > 0) reward = (((t.roundBudget * t.dataBps) / 10_000) * uint64(score)) / worth;
     }
@@ -126,7 +137,7 @@ abstract contract BooksFixture is ScoringFixture {
     }
 
     function challengeScore(JobId job, uint32 round, uint32 subject) internal {
-        address node = subject < MEMBERS ? nodeAt(subject) : address(0);
+        address node = contributorOf(job, round, subject);
         Word[] memory words = subject < 4 ? wordsOf(job, round, 0, subject, node) : new Word[](0);
         ProofStep[] memory proof = Trees.prove(scoreLeaves, subject);
         ScoreLeaf memory leaf;
@@ -151,7 +162,7 @@ abstract contract BooksFixture is ScoringFixture {
         (bool found, uint32 subject, , ) = jobs.contribution(job, round, payee.account);
         if (payee.asset != 0) {
             (found, subject) = jobs.datasetPlace(job, payee.asset);
-            subject += uint32(MEMBERS);
+            subject += contributions;
         }
         if (found && subject < scoreLeaves.length) {
             return (scoreLeaves[subject], Trees.prove(scoreLeaves, subject));
