@@ -31,7 +31,7 @@ from dfl_ledger.contracts import load
 from dfl_ledger.devchain import DevChain, dev_chain
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.ledger import Ledger
-from dfl_ledger.merkle import SumTree
+from dfl_ledger.merkle import RewardTree
 from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, BlockRef, Event, Kind, Leaf, TxHash
 from dfl_ledger.rpc import Rpc
@@ -212,7 +212,7 @@ def build_tree(leaves: int) -> dict[str, float]:
     accounts = make_nodes(leaves)
     made = [Leaf(account, 0, place, place, 2 * place) for place, account in enumerate(accounts)]
     started, cpu = time.perf_counter(), time.process_time()
-    SumTree(made)
+    RewardTree(made)
     return {
         "leaves": leaves,
         "tree_s": round(time.perf_counter() - started, 2),

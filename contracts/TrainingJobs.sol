@@ -2,24 +2,25 @@
 pragma solidity 0.8.37;
 
 import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
-import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 
-import {RewardDistributor} from "./RewardDistributor.sol";
+import {JobDesk} from "./JobDesk.sol";
+import {JobStore} from "./JobStore.sol";
+import {IAssetRegistry} from "./interfaces/IAssetRegistry.sol";
+import {IJobRounds} from "./interfaces/IJobRounds.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
-import {ITrainingJobs} from "./interfaces/ITrainingJobs.sol";
+import {IScoreBoard} from "./interfaces/IScoreBoard.sol";
 import {AggregatorDraw} from "./libraries/AggregatorDraw.sol";
 import {Entries, Entry} from "./libraries/Entries.sol";
 import {LapBook, Laps} from "./libraries/Laps.sol";
 import {Publications} from "./libraries/Publications.sol";
 import {Settling} from "./libraries/Settling.sol";
-import {Terms} from "./libraries/Terms.sol";
-import {Job} from "./types/Job.sol";
+import {Job, Member} from "./types/Job.sol";
 import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase, Publication} from "./types/Types.sol";
 
-/// @title Holds the escrow of jobs and runs their rounds
-/// @notice See interfaces/ITrainingJobs.sol
-contract TrainingJobs is ITrainingJobs {
-    using SafeERC20 for IERC20;
+/// @title Runs the rounds of jobs and keeps account of their escrow
+/// @notice See interfaces/ITrainingJobs.sol. One contract may have no more than 24,576 bytes of code. What is called once
+/// in a while is in JobDesk, which this contract creates with itself and runs in its own place, on its own storage.
+contract TrainingJobs is JobStore, IJobRounds {
     using Laps for LapBook;
     using Publications for mapping(uint256 => Publication);
     using Settling for Job;
@@ -27,100 +28,54 @@ contract TrainingJobs is ITrainingJobs {
     /// @notice Void rounds in a row after which a job fails.
     uint8 public constant MAX_VOIDS = 3;
 
-    /// @notice The token of escrow and rewards.
-    IERC20 public immutable token;
+    /// @notice The other half of this contract's code.
+    JobDesk public immutable desk;
 
-    /// @notice Who may join.
-    INodeRegistry public immutable registry;
-
-    /// @inheritdoc ITrainingJobs
-    address public immutable distributor;
-
-    /// @inheritdoc ITrainingJobs
-    uint64 public jobCount;
-
-    mapping(JobId id => Job) private _jobs;
-
-    /// @dev Creates the distributor: nobody has to introduce the two, so nobody could introduce an impostor.
-    constructor(IERC20 token_, INodeRegistry registry_) {
-        token = token_;
-        registry = registry_;
-        distributor = address(new RewardDistributor(token_));
+    /// @dev Board and distributor do not exist yet; their addresses follow from the deployer's nonce.
+    constructor(
+        IERC20 token_,
+        INodeRegistry registry_,
+        IAssetRegistry assets_,
+        address board_,
+        address distributor_
+    ) JobStore(token_, registry_, assets_, board_, distributor_) {
+        desk = new JobDesk(token_, registry_, assets_, board_, distributor_);
     }
 
-    /// @inheritdoc ITrainingJobs
-    function createJob(JobTerms calldata terms) external returns (JobId id) {
-        uint112 escrow = Terms.check(terms);
-        id = JobId.wrap(++jobCount);
-        Job storage job_ = _jobs[id];
-        job_.requester = msg.sender;
-        job_.model = terms.model;
-        job_.held = escrow;
-        job_.terms = terms;
-        job_.round = 1;
-        emit JobCreated(
-            id,
-            msg.sender,
-            terms.spec,
-            terms.model,
-            terms.mode,
-            terms.rounds,
-            terms.quorum,
-            terms.minNodes,
-            terms.target,
-            terms.roundBudget,
-            terms.requiredStake
-        );
-        _enter(id, job_, Phase.Open, terms.openWindow);
-
-        token.safeTransferFrom(msg.sender, address(this), escrow);
-    }
-
-    /// @inheritdoc ITrainingJobs
-    function join(JobId id) external {
-        Job storage job_ = _running(id);
-        Phase phase = job_.phase;
-        if (phase == Phase.Open) _checkInTime(id, job_);
-        _checkStake(job_);
-
-        uint32 round = job_.round;
-        uint32 active = job_.activeRound[msg.sender];
-        // Whoever can still commit in this round has nothing to join.
-        bool inTime = active == round && (phase == Phase.Open || phase == Phase.Commit);
-        if (active > round || inTime || (active != 0 && job_.terms.target != 0)) {
-            revert AlreadyJoined(id, msg.sender, active);
-        }
-        uint32 first = phase == Phase.Open ? round : round + 1;
-        job_.activeRound[msg.sender] = first;
-        if (job_.terms.mode == Mode.Chained) job_.laps.add(first, msg.sender);
-        emit NodeJoined(id, msg.sender, first);
-
-        if (phase != Phase.Open) {
-            ++job_.nextExpected;
-        } else if (++job_.expected >= job_.terms.minNodes) {
-            _openCommit(id, job_);
+    /// @notice Whatever is not found here is found at the desk.
+    fallback() external {
+        address target = address(desk);
+        assembly {
+            calldatacopy(0, 0, calldatasize())
+            let done := delegatecall(gas(), target, 0, calldatasize(), 0, 0)
+            returndatacopy(0, 0, returndatasize())
+            if iszero(done) {
+                revert(0, returndatasize())
+            }
+            return(0, returndatasize())
         }
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function commit(JobId id, uint32 round, bytes32 commitment) external {
         Job storage job_ = _inTime(id, round, Phase.Commit);
         if (job_.terms.mode == Mode.Chained) revert WrongMode(id, Mode.Chained);
+        address node = _actor(job_);
         uint32 target = job_.terms.target;
-        uint32 active = job_.activeRound[msg.sender];
-        if (target == 0 ? active != round : active == 0 || active > round) revert NotActive(id, round, msg.sender);
-        if (!job_.entries[round][msg.sender].isEmpty()) revert AlreadyCommitted(id, round, msg.sender);
-        Entry entry = Entries.seal(commitment);
-        if (entry.isEmpty()) revert InvalidCommitment(commitment);
+        uint32 active = job_.members[node].activeRound;
+        if (target == 0 ? active != round : active == 0 || active > round) revert NotActive(id, round, node);
+        if (!job_.entries[round][node].isEmpty()) revert AlreadyCommitted(id, round, node);
+        if (!Entries.isHash(commitment)) revert InvalidCommitment(commitment);
 
-        job_.entries[round][msg.sender] = entry;
-        emit ContributionCommitted(id, round, msg.sender, commitment);
+        job_.entries[round][node] = Entries.seal(commitment);
+        emit ContributionCommitted(id, round, node, commitment);
         uint32 enough = job_.expected;
         if (target != 0 && target < enough) enough = target;
-        if (++job_.commits == enough) _enter(id, job_, Phase.Reveal, job_.terms.revealWindow);
+        // More than enough may have committed, if one that was expected was shut out.
+        if (++job_.commits >= enough) _closeCommit(id, job_);
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function reveal(
         JobId id,
         uint32 round,
@@ -134,45 +89,57 @@ contract TrainingJobs is ITrainingJobs {
         if (Cid.unwrap(parent) != Cid.unwrap(job_.model) && job_.terms.mode != Mode.Async) {
             revert ParentMismatch(id, round, parent);
         }
-        _checkReveal(id, job_, round, Entries.hash(id, round, parent, update, kind, samples, msg.sender, salt));
+        bytes32 commitment = Entries.hash(id, round, parent, update, kind, samples, _actor(job_), salt);
+        address node = _checkReveal(id, job_, round, commitment);
 
         // It may have joined the next round already, for fear of missing this phase.
-        if (job_.terms.target == 0 && job_.activeRound[msg.sender] == round) {
-            job_.activeRound[msg.sender] = round + 1;
+        if (job_.terms.target == 0 && job_.members[node].activeRound == round) {
+            job_.members[node].activeRound = round + 1;
             ++job_.nextExpected;
         }
-        uint32 reveals = _record(id, job_, round, kind, update, parent, samples);
+        uint32 reveals = _record(id, job_, round, node, kind, update, parent, samples);
         if (reveals == job_.commits) _openAggregate(id, job_);
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function hop(JobId id, uint32 round, bool accept, Cid model, uint64 samples) external {
         Job storage job_ = _inTime(id, round, Phase.Commit);
         if (job_.terms.mode != Mode.Chained) revert WrongMode(id, job_.terms.mode);
-        if (job_.laps.memberAt(round, job_.commits) != msg.sender) revert NotYourLease(id, round, msg.sender);
+        address node = _actor(job_);
+        if (job_.laps.memberAt(round, job_.commits) != node) revert NotYourLease(id, round, node);
+        // It may have been shut out since the lap began.
+        if (job_.members[node].activeRound != round) revert NotActive(id, round, node);
 
         if (accept && Cid.unwrap(job_.candidate) != 0) job_.model = job_.candidate;
         job_.candidate = model;
-        job_.activeRound[msg.sender] = round + 1;
+        job_.members[node].activeRound = round + 1;
         ++job_.nextExpected;
-        job_.laps.add(round + 1, msg.sender);
-        _record(id, job_, round, Kind.Hop, model, job_.model, samples);
+        job_.laps.add(round + 1, node);
+        _record(id, job_, round, node, Kind.Hop, model, job_.model, samples);
         _nextLease(id, job_);
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function publishModel(JobId id, uint32 round, Cid model) external {
         Job storage job_ = _inTime(id, round, Phase.Aggregate);
-        uint64 from = _mayAggregateAt(job_, msg.sender);
-        if (from == 0) revert NotAggregator(id, round, msg.sender);
-        if (block.timestamp < from) revert NotYourTurn(id, round, msg.sender, from);
+        address node = _actor(job_);
+        uint64 from = _mayAggregateAt(job_, node);
+        if (from == 0) revert NotAggregator(id, round, node);
+        if (block.timestamp < from) revert NotYourTurn(id, round, node, from);
 
         if (job_.terms.mode == Mode.Chained) _takeCandidate(id, job_, round, model);
         job_.model = model;
         job_.voids = 0;
         uint32 completed = ++job_.completed;
-        job_.published[completed - 1] = Publication(msg.sender, uint40(block.timestamp), round);
-        emit ModelPublished(id, round, msg.sender, model);
+        job_.published[completed - 1] = Publication({
+            publishedAt: uint40(block.timestamp),
+            round: round,
+            sealBlock: job_.sealBlock,
+            contributions: job_.reveals,
+            publisherIndex: job_.entries[round][node].index(),
+            payees: job_.payees.count
+        });
+        emit ModelPublished(id, round, node, model);
 
         if (completed == job_.terms.rounds) return _end(id, job_, Phase.Completed);
         if (job_.cancelRequested) return _end(id, job_, Phase.Cancelled);
@@ -181,7 +148,7 @@ contract TrainingJobs is ITrainingJobs {
         _openCommit(id, job_);
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function advance(JobId id) external {
         Job storage job_ = _running(id);
         if (block.timestamp < job_.deadline) revert DeadlineAhead(id, job_.deadline);
@@ -193,10 +160,11 @@ contract TrainingJobs is ITrainingJobs {
             else _end(id, job_, Phase.Failed);
         } else if (phase == Phase.Commit && job_.terms.mode == Mode.Chained) {
             // Whoever misses its lease is a member again when it joins again.
-            delete job_.activeRound[job_.laps.memberAt(job_.round, job_.commits)];
+            Member storage late = job_.members[job_.laps.memberAt(job_.round, job_.commits)];
+            if (late.activeRound == job_.round) late.activeRound = 0;
             _nextLease(id, job_);
         } else if (phase == Phase.Commit && job_.commits >= quorum) {
-            _enter(id, job_, Phase.Reveal, job_.terms.revealWindow);
+            _closeCommit(id, job_);
         } else if (phase == Phase.Reveal && job_.reveals >= quorum) {
             _openAggregate(id, job_);
         } else {
@@ -204,53 +172,35 @@ contract TrainingJobs is ITrainingJobs {
         }
     }
 
-    /// @inheritdoc ITrainingJobs
-    function cancel(JobId id) external {
-        Job storage job_ = _running(id);
-        if (msg.sender != job_.requester) revert NotRequester(id, msg.sender);
-        if (job_.cancelRequested) revert CancelAlreadyRequested(id);
-
-        job_.cancelRequested = true;
-        emit JobCancelRequested(id);
-        if (job_.phase == Phase.Open && job_.round == 1) _end(id, job_, Phase.Cancelled);
-    }
-
-    /// @inheritdoc ITrainingJobs
-    function refund(JobId id) external returns (uint256 amount) {
-        Job storage job_ = _known(id);
-        if (!_ended(job_.phase)) revert WrongPhase(id, job_.phase);
-        amount = job_.refundable();
-        if (amount == 0) revert NothingToRefund(id);
-
-        // At most `held`, which has 112 bits.
-        job_.held -= uint112(amount);
-        emit Refunded(id, job_.requester, amount);
-
-        token.safeTransfer(job_.requester, amount);
-    }
-
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function release(
         JobId id,
         uint32 round,
-        address settler,
         uint128 total
-    ) external returns (uint128 amount, uint64 claimableAt) {
+    ) external returns (uint112 amount, uint40 claimableAt, uint32 payees, uint96 requiredStake) {
         if (msg.sender != distributor) revert NotDistributor(msg.sender);
         Job storage job_ = _known(id);
-        uint32 position = job_.check(id, round, settler);
-        amount = job_.added(id, total);
+        (uint32 position_, Publication memory own) = job_.check(id, round);
+        JobTerms storage terms_ = job_.terms;
+        payees = own.payees;
+        requiredStake = terms_.requiredStake;
+        claimableAt = uint40(block.timestamp) + terms_.challengeWindow;
+        amount = job_.release(id, position_, total);
 
-        job_.settled = position + 1;
-        // Both at most the escrow, which has 112 bits.
-        job_.held -= uint112(amount);
-        job_.spent = uint112(total);
-        claimableAt = uint64(block.timestamp) + job_.terms.challengeWindow;
-
-        if (amount != 0) token.safeTransfer(msg.sender, amount);
+        if (terms_.evaluators == 0) return (amount, claimableAt, payees, requiredStake);
+        (bool scored, uint32 seated) = IScoreBoard(board).outcome(id, round, own.publishedAt, terms_.scoreWindow);
+        if (!scored) revert StillScoring(id, round);
+        if (seated > payees) payees = seated;
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
+    function retake(JobId id, uint32 round, uint112 previousTotal) external {
+        if (msg.sender != distributor) revert NotDistributor(msg.sender);
+        _known(id).retake(id, round, previousTotal);
+        emit RoundReopened(id, round);
+    }
+
+    /// @inheritdoc IJobRounds
     function job(JobId id) external view returns (JobState memory state) {
         Job storage job_ = _jobs[id];
         state.requester = job_.requester;
@@ -269,27 +219,27 @@ contract TrainingJobs is ITrainingJobs {
         state.refunded = uint128(job_.terms.rounds) * job_.terms.roundBudget - job_.held - job_.spent;
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function activeRound(JobId id, address node) external view returns (uint32) {
-        return _jobs[id].activeRound[node];
+        return _jobs[id].members[node].activeRound;
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function committed(JobId id, uint32 round, address node) external view returns (bool) {
         return !_jobs[id].entries[round][node].isEmpty();
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function revealed(JobId id, uint32 round, address node) external view returns (bool) {
         return _jobs[id].entries[round][node].isRevealed();
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function mayAggregateAt(JobId id, address node) external view returns (uint64) {
         return _mayAggregateAt(_jobs[id], node);
     }
 
-    /// @inheritdoc ITrainingJobs
+    /// @inheritdoc IJobRounds
     function lease(JobId id) external view returns (address node, uint32 position, uint64 until) {
         Job storage job_ = _jobs[id];
         if (job_.phase != Phase.Commit || job_.terms.mode != Mode.Chained) return (address(0), 0, 0);
@@ -297,33 +247,11 @@ contract TrainingJobs is ITrainingJobs {
         return (job_.laps.memberAt(job_.round, position), position, job_.deadline);
     }
 
-    /// @inheritdoc ITrainingJobs
-    function publication(JobId id, uint32 round) external view returns (Publication memory found) {
-        Job storage job_ = _jobs[id];
-        (bool exists, uint32 position) = job_.published.find(job_.completed, round);
-        if (exists) found = job_.published[position];
-    }
-
-    /// @inheritdoc ITrainingJobs
-    function refundable(JobId id) external view returns (uint256) {
-        Job storage job_ = _jobs[id];
-        return _ended(job_.phase) ? job_.refundable() : 0;
-    }
-
     // -- the course of a round ---------------------------------------------------------------------------------
 
-    function _enter(JobId id, Job storage job_, Phase phase, uint32 window) private {
-        uint40 deadline = uint40(block.timestamp) + window;
-        job_.phase = phase;
-        job_.deadline = deadline;
-        emit PhaseChanged(id, job_.round, phase, deadline);
-    }
-
-    function _openCommit(JobId id, Job storage job_) private {
-        if (job_.terms.mode == Mode.Chained) job_.laps.open(id, job_.round);
-        _enter(id, job_, Phase.Commit, job_.terms.commitWindow);
-        emit RoundOpened(id, job_.round, job_.model, job_.expected, job_.deadline);
-        if (job_.terms.mode == Mode.Chained) _emitLease(id, job_);
+    function _closeCommit(JobId id, Job storage job_) private {
+        job_.sealBlock = uint48(block.number);
+        _enter(id, job_, Phase.Reveal, job_.terms.revealWindow);
     }
 
     /// @dev Keeps a contribution for all to see; returns how many the round has now.
@@ -331,6 +259,7 @@ contract TrainingJobs is ITrainingJobs {
         JobId id,
         Job storage job_,
         uint32 round,
+        address node,
         Kind kind,
         Cid update,
         Cid parent,
@@ -339,8 +268,8 @@ contract TrainingJobs is ITrainingJobs {
         uint32 index = job_.reveals;
         reveals = index + 1;
         job_.reveals = reveals;
-        job_.entries[round][msg.sender] = Entries.open(kind, index, samples);
-        emit ContributionRevealed(id, round, msg.sender, kind, index, update, parent, samples);
+        job_.entries[round][node] = Entries.open(kind, index, samples);
+        emit ContributionRevealed(id, round, node, kind, index, update, parent, samples);
     }
 
     /// @dev The next in the lap's order; after the last one the lap counts, or is void.
@@ -355,11 +284,6 @@ contract TrainingJobs is ITrainingJobs {
         }
     }
 
-    function _emitLease(JobId id, Job storage job_) private {
-        uint32 position = job_.commits;
-        emit HopLeased(id, job_.round, job_.laps.memberAt(job_.round, position), position, job_.deadline);
-    }
-
     /// @dev A lap ends with its last hop, or with what was accepted before.
     function _takeCandidate(JobId id, Job storage job_, uint32 round, Cid model) private {
         bytes32 chosen = Cid.unwrap(model);
@@ -370,6 +294,7 @@ contract TrainingJobs is ITrainingJobs {
     }
 
     function _openAggregate(JobId id, Job storage job_) private {
+        if (job_.terms.mode == Mode.Chained) job_.sealBlock = uint48(block.number);
         job_.draw = AggregatorDraw.draw(
             block.prevrandao,
             blockhash(block.number - 1),
@@ -390,30 +315,13 @@ contract TrainingJobs is ITrainingJobs {
 
     function _void(JobId id, Job storage job_) private {
         emit RoundVoided(id, job_.round, job_.phase);
+        if (job_.phase == Phase.Commit) job_.unrevealed[job_.round] = true;
         if (job_.terms.mode == Mode.Chained) job_.candidate = Cid.wrap(0);
         if (++job_.voids == MAX_VOIDS) return _end(id, job_, Phase.Failed);
         if (job_.cancelRequested) return _end(id, job_, Phase.Cancelled);
         _nextRound(job_);
         if (job_.expected >= job_.terms.minNodes) _openCommit(id, job_);
         else _enter(id, job_, Phase.Open, job_.terms.openWindow);
-    }
-
-    function _end(JobId id, Job storage job_, Phase phase) private {
-        job_.phase = phase;
-        job_.deadline = 0;
-        emit JobEnded(id, phase);
-    }
-
-    // -- checks ------------------------------------------------------------------------------------------------
-
-    function _known(JobId id) private view returns (Job storage job_) {
-        job_ = _jobs[id];
-        if (job_.phase == Phase.None) revert JobUnknown(id);
-    }
-
-    function _running(JobId id) private view returns (Job storage job_) {
-        job_ = _known(id);
-        if (_ended(job_.phase)) revert WrongPhase(id, job_.phase);
     }
 
     function _inTime(JobId id, uint32 round, Phase phase) private view returns (Job storage job_) {
@@ -423,28 +331,17 @@ contract TrainingJobs is ITrainingJobs {
         _checkInTime(id, job_);
     }
 
-    function _checkInTime(JobId id, Job storage job_) private view {
-        if (block.timestamp >= job_.deadline) revert DeadlinePassed(id, job_.deadline);
-    }
-
-    function _checkStake(Job storage job_) private view {
-        if (!registry.isBonded(msg.sender)) revert NodeNotBonded(msg.sender);
-        uint256 stake = registry.stakeOf(msg.sender);
-        uint96 required = job_.terms.requiredStake;
-        if (stake < required) revert StakeTooLow(msg.sender, stake, required);
-    }
-
-    function _checkReveal(JobId id, Job storage job_, uint32 round, bytes32 commitment) private view {
-        Entry entry = job_.entries[round][msg.sender];
-        if (entry.isEmpty()) revert NotCommitted(id, round, msg.sender);
-        if (entry.isRevealed()) revert AlreadyRevealed(id, round, msg.sender);
-        if (!entry.seals(commitment)) revert CommitmentMismatch(id, round, msg.sender, commitment);
-    }
-
-    // -- what follows from how a job stands ---------------------------------------------------------------------
-
-    function _ended(Phase phase) private pure returns (bool) {
-        return phase >= Phase.Completed;
+    function _checkReveal(
+        JobId id,
+        Job storage job_,
+        uint32 round,
+        bytes32 commitment
+    ) private view returns (address node) {
+        node = _actor(job_);
+        Entry entry = job_.entries[round][node];
+        if (entry.isEmpty()) revert NotCommitted(id, round, node);
+        if (entry.isRevealed()) revert AlreadyRevealed(id, round, node);
+        if (!entry.seals(commitment)) revert CommitmentMismatch(id, round, node, commitment);
     }
 
     function _mayAggregateAt(Job storage job_, address node) private view returns (uint64) {

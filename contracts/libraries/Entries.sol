@@ -3,11 +3,12 @@ pragma solidity 0.8.37;
 
 import {Cid, JobId, Kind} from "../types/Types.sol";
 
-/// @notice What a node did in a round, in one storage slot: zero, then a commitment, then what was revealed.
-/// @dev Bit 0 tells the last two apart: it is cleared in a commitment and set once revealed, so that no choice of
+/// @notice What a node did in a round, in one storage slot: zero, then a commitment, then what was revealed, or 2 once it
+/// was punished for not revealing.
+/// @dev Bit 0 tells a commitment from a reveal: it is cleared in the one and set in the other, so that no choice of
 /// commitment can pass for a revealed contribution. The other 255 bits of the hash still bind.
 ///
-///     committed  hash[255:1] . 0
+///     committed  hash[255:1] . 0, more than 2
 ///     revealed   samples[167:104] . kind[103:96] . index[63:32] . 1
 type Entry is uint256;
 
@@ -15,6 +16,9 @@ using Entries for Entry global;
 
 /// @title Commitments and what becomes of them
 library Entries {
+    /// @notice The entry of a node that did not reveal and was punished for it.
+    Entry internal constant PUNISHED = Entry.wrap(2);
+
     uint256 private constant REVEALED = 1;
 
     /// @notice The hash a node commits to. The node's address is inside: a copied commitment is worthless.
@@ -31,9 +35,14 @@ library Entries {
         return keccak256(abi.encode(job, round, parent, update, kind, samples, node, salt));
     }
 
-    /// @notice The entry of a commitment; zero only for the commitments 0 and 1.
+    /// @notice The entry of a commitment; zero or PUNISHED only for the commitments 0 to 3.
     function seal(bytes32 commitment) internal pure returns (Entry) {
         return Entry.wrap(uint256(commitment) & ~REVEALED);
+    }
+
+    /// @notice True for a commitment that can be the hash of something.
+    function isHash(bytes32 commitment) internal pure returns (bool) {
+        return uint256(commitment) > 3;
     }
 
     /// @notice The entry of a revealed contribution.
@@ -51,6 +60,11 @@ library Entries {
         return Entry.unwrap(entry) & REVEALED != 0;
     }
 
+    /// @notice True while the node has committed and not revealed, and was not punished for that.
+    function isSealed(Entry entry) internal pure returns (bool) {
+        return Entry.unwrap(entry) > Entry.unwrap(PUNISHED) && !isRevealed(entry);
+    }
+
     /// @notice True if this is the entry of the commitment.
     function seals(Entry entry, bytes32 commitment) internal pure returns (bool) {
         return Entry.unwrap(entry) == Entry.unwrap(seal(commitment));
@@ -59,5 +73,15 @@ library Entries {
     /// @notice The place of a revealed contribution in the order of reveals, from 0.
     function index(Entry entry) internal pure returns (uint32) {
         return uint32(Entry.unwrap(entry) >> 32);
+    }
+
+    /// @notice The kind of a revealed contribution.
+    function kindOf(Entry entry) internal pure returns (Kind) {
+        return Kind(uint8(Entry.unwrap(entry) >> 96));
+    }
+
+    /// @notice The samples of a revealed contribution.
+    function samplesOf(Entry entry) internal pure returns (uint64) {
+        return uint64(Entry.unwrap(entry) >> 104);
     }
 }

@@ -5,12 +5,26 @@ import { join } from "node:path";
 
 import hre from "hardhat";
 
-const CONTRACTS = ["VnxToken", "NodeRegistry", "TrainingJobs", "RewardDistributor"];
+// What one address answers may be the code of several contracts, the first of which is deployed.
+const CONTRACTS = {
+  VnxToken: [],
+  NodeRegistry: [],
+  AssetRegistry: [],
+  TrainingJobs: ["JobDesk"],
+  ScoreBoard: [],
+  RewardDistributor: [],
+};
 const CHECK = process.argv.includes("--check");
 const FOLDER = join(hre.config.paths.root, "ledger", "dfl_ledger", "abi");
 
 async function exported(contractName) {
-  const { abi, bytecode } = await hre.artifacts.readArtifact(contractName);
+  const { abi: own, bytecode } = await hre.artifacts.readArtifact(contractName);
+  const abi = [...own];
+  const known = new Set(own.map((item) => JSON.stringify(item)));
+  for (const name of CONTRACTS[contractName]) {
+    const { abi: more } = await hre.artifacts.readArtifact(name);
+    abi.push(...more.filter((item) => item.type !== "constructor" && !known.has(JSON.stringify(item))));
+  }
   return `${JSON.stringify({ contractName, abi, bytecode }, null, 2)}\n`;
 }
 
@@ -26,7 +40,7 @@ async function committed(path) {
 await hre.tasks.getTask("build").run({ noTests: true, quiet: true });
 await mkdir(FOLDER, { recursive: true });
 const stale = [];
-for (const contractName of CONTRACTS) {
+for (const contractName of Object.keys(CONTRACTS)) {
   const path = join(FOLDER, `${contractName}.json`);
   const text = await exported(contractName);
   if (text === (await committed(path))) continue;

@@ -18,10 +18,13 @@ const CEILINGS = {
   claim_1: 80_000,
   claim_100: 80_000,
   claim_again: 80_000,
+  challenge_16: 600_000,
 };
 
 const NODES = 10;
+const EVALUATORS = 16;
 const ROUNDS = 100;
+const HOUR = 3_600;
 const DAY = 86_400;
 const ETHER = 10n ** 18n;
 const BUDGET = 100n * ETHER;
@@ -37,23 +40,30 @@ const word = (value) => BigInt.asUintN(256, number(value)).toString(16).padStart
 const keccakWords = (...values) => keccak_256(unhex(`0x${values.map(word).join("")}`));
 const digest = (...parts) => keccak_256(new TextEncoder().encode(parts.join("/")));
 
-// -- the Merkle-sum tree, as libraries/SumTree.sol has it -----------------------------------------------------------
+// -- the trees, as libraries/SumTree.sol and libraries/VectorTree.sol have them ------------------------------------
+
+const EMPTY = { hash: new Uint8Array(32), sum: 0n };
+const REWARD_INNER = 1;
+const SCORE_INNER = 5;
 
 function leafNode({ account, asset, score, reward, cumulative }) {
   return { hash: keccakWords(0, account, asset, score, reward, cumulative), sum: cumulative };
 }
 
-function innerNode(left, right) {
-  return { hash: keccakWords(1, left.hash, left.sum, right.hash, right.sum), sum: left.sum + right.sum };
+function scoreNode({ score, weight }) {
+  return { hash: keccakWords(4, score, weight), sum: weight };
 }
 
-function treeOf(leaves) {
-  const levels = [leaves.map(leafNode)];
+function treeOf(domain, nodes) {
+  const width = 2 ** Math.ceil(Math.log2(nodes.length));
+  const levels = [[...nodes, ...Array(width - nodes.length).fill(EMPTY)]];
   while (levels.at(-1).length > 1) {
     const below = levels.at(-1);
     const level = [];
     for (let i = 0; i < below.length; i += 2) {
-      level.push(i + 1 < below.length ? innerNode(below[i], below[i + 1]) : below[i]);
+      const [left, right] = below.slice(i, i + 2);
+      const hash = keccakWords(domain, left.hash, left.sum, right.hash, right.sum);
+      level.push({ hash, sum: left.sum + right.sum });
     }
     levels.push(level);
   }
@@ -61,16 +71,36 @@ function treeOf(leaves) {
 }
 
 function proofOf({ levels }, index) {
-  const proof = [];
-  for (const level of levels.slice(0, -1)) {
-    const sibling = level[index ^ 1];
-    if (sibling) proof.push({ ...sibling, isLeft: index % 2 === 1 });
+  return levels.slice(0, -1).map((level) => {
+    const step = { ...level[index ^ 1], isLeft: index % 2 === 1 };
     index >>= 1;
-  }
-  return proof;
+    return step;
+  });
 }
 
-// `count` leaves with equal parts of a total; the first ones are those of `accounts`.
+const rewardTree = (leaves) => treeOf(REWARD_INNER, leaves.map(leafNode));
+
+// A vector's words of four scores, and the siblings of each, hashes only.
+function vectorTree(vector) {
+  const words = Array.from({ length: Math.ceil(vector.length / 32) }, (_, i) => {
+    const bytes = new Uint8Array(32);
+    bytes.set(vector.slice(32 * i, 32 * i + 32));
+    return bytes;
+  });
+  const levels = [words.map((own) => keccakWords(2, own))];
+  while (levels[0].length & (levels[0].length - 1)) levels[0].push(EMPTY.hash);
+  while (levels.at(-1).length > 1) {
+    const below = levels.at(-1);
+    levels.push(below.flatMap((left, i) => (i % 2 ? [] : [keccakWords(3, left, below[i + 1])])));
+  }
+  return { words, levels };
+}
+
+function vectorOf(scores) {
+  return unhex(`0x${scores.map((score) => BigInt.asUintN(64, score).toString(16).padStart(16, "0")).join("")}`);
+}
+
+// `count` leaves with equal parts of a total; the first ones are those of `accounts`, so many as there are payees.
 function leavesOf(accounts, count, total) {
   return Array.from({ length: count }, (_, i) => ({
     account: accounts[i] ?? `0x${word(0xf0000000 + i).slice(24)}`,
@@ -84,7 +114,9 @@ function leavesOf(accounts, count, total) {
 // -- the chain ----------------------------------------------------------------------------------------------------
 
 await hre.tasks.getTask("build").run({ noTests: true, quiet: true });
-const { provider } = await hre.network.create({ override: { initialDate: new Date(START * 1000) } });
+const { provider } = await hre.network.create({
+  override: { initialDate: new Date(START * 1000), accounts: { count: 1 + NODES + EVALUATORS } },
+});
 let now = START;
 
 async function send(from, to, data) {
@@ -94,13 +126,20 @@ async function send(from, to, data) {
   return provider.request({ method: "eth_getTransactionReceipt", params: [hash] });
 }
 
+// The address of the contract that `from` creates with a nonce below 128 (RLP).
+function created(from, nonce) {
+  return hex(keccak_256(unhex(`0xd694${from.slice(2)}${nonce.toString(16).padStart(2, "0")}`)).slice(12));
+}
+
 // The coder wants arguments by name, one alone as it is.
 function named(inputs, args) {
   return inputs.length === 1 ? args[0] : Object.fromEntries(inputs.map(({ name }, i) => [name, args[i]]));
 }
 
 async function contract(name, address) {
-  const { abi } = await hre.artifacts.readArtifact(name);
+  const { abi: own } = await hre.artifacts.readArtifact(name);
+  // Half of what TrainingJobs answers is the code of its desk.
+  const abi = name === "TrainingJobs" ? [...(await hre.artifacts.readArtifact("JobDesk")).abi, ...own] : own;
   const coder = createContract(abi);
   const encode = (method, args) => {
     const { inputs } = abi.find((item) => item.type === "function" && item.name === method);
@@ -121,7 +160,7 @@ async function contract(name, address) {
 async function deploy(from, name, ...args) {
   const { abi, bytecode } = await hre.artifacts.readArtifact(name);
   const { inputs } = abi.find((item) => item.type === "constructor");
-  const data = deployContract(abi, bytecode, named(inputs, args));
+  const data = args.length ? deployContract(abi, bytecode, named(inputs, args)) : bytecode;
   const { contractAddress } = await send(from, undefined, data);
   return contract(name, contractAddress);
 }
@@ -130,15 +169,37 @@ async function deploy(from, name, ...args) {
 
 const [requester, ...rest] = await provider.request({ method: "eth_accounts", params: [] });
 const nodes = rest.slice(0, NODES);
+const evaluators = rest.slice(NODES, NODES + EVALUATORS);
 const gas = {};
 
+const LEAST_STAKE = 2n * ETHER;
+const [, registryAt, assetsAt, jobsAt, boardAt, distributorAt] = [0, 1, 2, 3, 4, 5].map((n) => created(requester, n));
 const token = await deploy(requester, "VnxToken", requester);
-const registry = await deploy(requester, "NodeRegistry", token.address, BigInt(DAY));
-const jobs = await deploy(requester, "TrainingJobs", token.address, registry.address);
-const distributor = await contract("RewardDistributor", await jobs.read("distributor"));
+const registry = await deploy(
+  requester,
+  "NodeRegistry",
+  token.address,
+  BigInt(DAY),
+  LEAST_STAKE,
+  jobsAt,
+  boardAt,
+  distributorAt,
+);
+await deploy(requester, "AssetRegistry");
+const jobs = await deploy(requester, "TrainingJobs", token.address, registryAt, assetsAt, boardAt, distributorAt);
+const board = await deploy(requester, "ScoreBoard", registryAt, jobsAt);
+const distributor = await deploy(
+  requester,
+  "RewardDistributor",
+  token.address,
+  registryAt,
+  assetsAt,
+  jobsAt,
+  boardAt,
+);
 
 await token.transact(requester, "approve", jobs.address, 10n ** 30n);
-for (const node of nodes) {
+for (const node of rest) {
   await token.transact(requester, "transfer", node, 20n * ETHER);
   await token.transact(node, "approve", registry.address, 10n ** 30n);
   await registry.transact(node, "register", digest("peer", node), 10n * ETHER, []);
@@ -151,21 +212,32 @@ const terms = {
   rounds: BigInt(ROUNDS),
   quorum: 2n,
   minNodes: BigInt(NODES),
-  openWindow: BigInt(DAY),
-  commitWindow: BigInt(DAY),
-  revealWindow: BigInt(DAY),
-  aggregateWindow: BigInt(DAY),
+  openWindow: BigInt(HOUR),
+  commitWindow: BigInt(HOUR),
+  revealWindow: BigInt(HOUR),
+  aggregateWindow: BigInt(HOUR),
   target: 0n,
-  settleWindow: BigInt(DAY),
+  settleWindow: BigInt(HOUR),
   challengeWindow: 1n,
   roundBudget: BUDGET,
-  requiredStake: ETHER,
+  requiredStake: LEAST_STAKE,
+  bond: LEAST_STAKE,
+  scoreWindow: BigInt(HOUR),
+  evaluators: 0n,
+  audits: 0n,
+  dataBps: 0n,
+  modelBps: 0n,
+  algorithmBps: 0n,
+  evaluatorBps: 0n,
+  modelAsset: 0n,
+  algorithmAsset: 0n,
+  sealAnchor: new Uint8Array(32),
 };
 // The chain's first job, settlement and payment fill storage that all later ones find filled.
 await jobs.transact(requester, "createJob", { ...terms, rounds: 1n, minNodes: 1n, quorum: 1n });
 await jobs.transact(nodes[0], "join", 1n);
 await playRound(1n, 1n, nodes.slice(0, 1));
-await distributor.transact(nodes[0], "settle", ...settlementOf(1n, 1n, treeOf(leavesOf(nodes, 1, ETHER))));
+await distributor.transact(nodes[0], "settle", ...settlementOf(1n, 1n, rewardTree(leavesOf(nodes, 1, ETHER))));
 
 const job = 2n;
 gas.create_job = await jobs.transact(requester, "createJob", terms);
@@ -176,7 +248,7 @@ gas.join = joins[1];
 for (let round = 1n; round <= ROUNDS; round++) {
   const played = await playRound(job, round, nodes);
   const leaves = leavesOf(nodes, round === 3n ? 10_000 : NODES, 90n * ETHER * round);
-  const tree = treeOf(leaves);
+  const tree = rewardTree(leaves);
   const settled = await distributor.transact(played.publisher, "settle", ...settlementOf(job, round, tree));
   if (round === 1n) {
     gas.settle_first = settled;
@@ -189,14 +261,77 @@ for (let round = 1n; round <= ROUNDS; round++) {
     gas.claim_again = await claim(job, round, leaves, tree, 0);
   } else if (round === 3n) {
     gas.settle_10000 = settled;
+    await setPayees(job, round, leaves.length);
     gas.claim_1_of_10000 = await claim(job, round, leaves, tree, 1);
+    await setPayees(job, round, NODES);
   } else if (round === BigInt(ROUNDS)) {
     gas.claim_100 = await claim(job, round, leaves, tree, 2);
   }
 }
 
+// -- a scored job, and a wrong score of its second round, of which the first has filled storage again ---------------
+
+const scored = 3n;
+const AUDITS = 1;
+const SUBJECTS = NODES + AUDITS + 1;
+for (const node of evaluators) await registry.transact(node, "enlist");
+await jobs.transact(requester, "createJob", {
+  ...terms,
+  rounds: 2n,
+  challengeWindow: BigInt(HOUR),
+  evaluators: BigInt(EVALUATORS),
+  audits: BigInt(AUDITS),
+  evaluatorBps: 1000n,
+});
+for (const node of nodes) await jobs.transact(node, "joinWith", scored, [], digest("shard", node));
+for (const round of [1n, 2n]) {
+  const { publisher } = await playRound(scored, round, nodes);
+  gas.draw_16 = await board.transact(requester, "draw", scored, round, 0n);
+  const [seated] = Object.values(await board.read("seats", scored, round, 0n));
+  const vectors = seated.map((node) => vectorOf(Array.from({ length: SUBJECTS }, (_, i) => scoreBy(node, i))));
+  const accounts = seated.map((node) => evaluators.find((own) => own.toLowerCase() === node.toLowerCase()));
+  for (const [seat, from] of accounts.entries()) {
+    const commitment = keccakWords(scored, round, 0, from, keccak_256(vectors[seat]), digest("salt", from));
+    gas.commit_scores = await board.transact(from, "commitScores", scored, round, 0n, BigInt(seat), commitment);
+  }
+  for (const [seat, from] of accounts.entries()) {
+    const args = [scored, round, 0n, BigInt(seat), vectors[seat], digest("salt", from)];
+    gas.reveal_scores = await board.transact(from, "revealScores", ...args);
+  }
+  // The score of the first contribution is one too high.
+  const scores = Array.from({ length: NODES }, (_, i) => ({ score: 0n, weight: (1n << 224n) | 1n }));
+  const scoreTree = treeOf(SCORE_INNER, scores.map(scoreNode));
+  const payees = [...nodes, ...accounts];
+  const tree = rewardTree(leavesOf(payees, payees.length, 90n * ETHER * round));
+  const settlement = settlementOf(scored, round, tree, scoreTree);
+  gas.settle_scored = await distributor.transact(publisher, "settle", ...settlement);
+  if (round === 1n) continue;
+
+  const words = vectors.map((vector, seat) => {
+    const { words: own, levels } = vectorTree(vector);
+    return { seat: BigInt(seat), word: own[0], proof: levels.slice(0, -1).map((level, i) => level[i === 0 ? 1 : 1]) };
+  });
+  gas.challenge_16 = await distributor.transact(
+    nodes[1],
+    "challengeScore",
+    scored,
+    round,
+    { scoreRoot: scoreTree.root.hash, weights: scoreTree.root.sum, settler: publisher },
+    0n,
+    scores[0],
+    proofOf(scoreTree, 0),
+    nodes[0],
+    words,
+  );
+}
+
+// Evaluators differ a little; the median is what most of them say.
+function scoreBy(node, subject) {
+  return subject < NODES ? 40_000_000n + BigInt(subject) + (number(digest(node, subject)) % 1000n) : 1n;
+}
+
 // The second lap: the first one fills storage that all later ones find filled.
-const chained = 3n;
+const chained = 4n;
 const CHAINED_MODE = 3n;
 await jobs.transact(requester, "createJob", { ...terms, mode: CHAINED_MODE });
 for (const node of nodes) await jobs.transact(node, "join", chained);
@@ -246,8 +381,20 @@ async function playRound(id, round, members) {
   return { contributions, publisher, publish };
 }
 
-function settlementOf(id, round, { root }) {
-  return [id, round, root.hash, root.sum, digest("evidence", round)];
+function settlementOf(id, round, { root }, scoreTree = { root: EMPTY }) {
+  const { hash, sum } = scoreTree.root;
+  return [id, round, root.hash, root.sum, hash, sum, digest("evidence", round)];
+}
+
+// Ten thousand members would take minutes to join: the settlement is told that it has so many payees.
+async function setPayees(id, round, payees) {
+  const SETTLEMENTS = 2;
+  const at = number(keccakWords(round, keccakWords(id, SETTLEMENTS))) + 2n;
+  const slot = `0x${word(at)}`;
+  const packed = BigInt(await provider.request({ method: "eth_getStorageAt", params: [distributor.address, slot, "latest"] }));
+  const mask = 0xffffffffn << 152n;
+  const value = `0x${word((packed & ~mask) | (BigInt(payees) << 152n))}`;
+  await provider.request({ method: "hardhat_setStorageAt", params: [distributor.address, slot, value] });
 }
 
 async function claim(id, round, leaves, tree, index) {

@@ -1,19 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {AssetRegistry} from "../AssetRegistry.sol";
 import {NodeRegistry} from "../NodeRegistry.sol";
 import {RewardDistributor} from "../RewardDistributor.sol";
+import {ScoreBoard} from "../ScoreBoard.sol";
 import {TrainingJobs} from "../TrainingJobs.sol";
 import {VnxToken} from "../VnxToken.sol";
+import {ITrainingJobs} from "../interfaces/ITrainingJobs.sol";
 import {Entries} from "../libraries/Entries.sol";
-import {Cid, JobId, JobState, JobTerms, Kind, Leaf, Mode, Phase, ProofStep} from "../types/Types.sol";
+import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase} from "../types/Types.sol";
 import {vm} from "./Vm.t.sol";
 
-/// @notice The four contracts, a requester with money, and steps that bring a job to where a test begins.
+/// @notice The six contracts, a requester with money, and steps that bring a job to where a test begins.
 abstract contract Steps {
     uint64 internal constant UNBOND_DELAY = 1 days;
     uint96 internal constant BUDGET = 100 ether;
     uint96 internal constant STAKE = 10 ether;
+    uint96 internal constant BOND = 8 ether;
     Cid internal constant SPEC = Cid.wrap(keccak256("spec"));
     Cid internal constant BASE_MODEL = Cid.wrap(keccak256("base model"));
     bytes32 internal constant SALT = keccak256("salt");
@@ -22,18 +26,39 @@ abstract contract Steps {
 
     VnxToken internal token;
     NodeRegistry internal registry;
-    TrainingJobs internal jobs;
+    AssetRegistry internal assets;
+    ITrainingJobs internal jobs;
+    ScoreBoard internal board;
     RewardDistributor internal distributor;
 
     function deploy() internal {
         vm.warp(1_700_000_000);
         token = new VnxToken(address(this));
-        registry = new NodeRegistry(token, UNBOND_DELAY);
-        jobs = new TrainingJobs(token, registry);
-        distributor = RewardDistributor(jobs.distributor());
+        uint64 nonce = vm.getNonce(address(this));
+        jobs = ITrainingJobs(created(nonce + 2));
+        board = ScoreBoard(created(nonce + 3));
+        distributor = RewardDistributor(created(nonce + 4));
+        registry = new NodeRegistry(
+            token,
+            UNBOND_DELAY,
+            STAKE,
+            address(jobs),
+            address(board),
+            address(distributor)
+        );
+        assets = new AssetRegistry();
+        new TrainingJobs(token, registry, assets, address(board), address(distributor));
+        new ScoreBoard(registry, jobs);
+        new RewardDistributor(token, registry, assets, jobs, board);
         token.transfer(requester, 10_000_000 ether);
         vm.prank(requester);
         token.approve(address(jobs), type(uint256).max);
+    }
+
+    /// @dev The address of the contract that this one creates with a nonce (EIP-161 nonces below 128, RLP).
+    function created(uint64 nonce) private view returns (address) {
+        bytes32 hash = keccak256(abi.encodePacked(hex"d694", address(this), uint8(nonce)));
+        return address(uint160(uint256(hash)));
     }
 
     // -- nouns -------------------------------------------------------------------------------------------------
@@ -67,7 +92,18 @@ abstract contract Steps {
                 settleWindow: 200,
                 challengeWindow: 50,
                 roundBudget: BUDGET,
-                requiredStake: STAKE
+                requiredStake: STAKE,
+                bond: BOND,
+                scoreWindow: 20,
+                evaluators: 0,
+                audits: 0,
+                dataBps: 0,
+                modelBps: 0,
+                algorithmBps: 0,
+                evaluatorBps: 0,
+                modelAsset: 0,
+                algorithmAsset: 0,
+                sealAnchor: 0
             });
     }
 
@@ -178,77 +214,18 @@ abstract contract Steps {
         vm.assertEq(uint256(jobs.job(job).phase), uint256(phase));
     }
 
-    /// @dev Every wei of escrow is with the jobs contract, or was spent or refunded.
+    /// @dev Every wei of the only job's escrow is with the distributor, or was refunded or claimed.
     function assertEscrow(JobId job) internal view {
         JobState memory state = jobs.job(job);
         uint256 escrow = uint256(state.terms.rounds) * state.terms.roundBudget;
-        vm.assertEq(token.balanceOf(address(jobs)), escrow - state.spent - state.refunded);
+        uint256 paid = state.spent - distributor.unclaimed(job);
+        vm.assertEq(token.balanceOf(address(distributor)), escrow - state.refunded - paid);
+        vm.assertEq(token.balanceOf(address(jobs)), 0);
     }
 }
 
 abstract contract Fixture is Steps {
     function setUp() public {
         deploy();
-    }
-}
-
-/// @notice Builds Merkle-sum trees as the specification in libraries/SumTree.sol has them.
-library Trees {
-    function hashLeaf(Leaf memory leaf) internal pure returns (bytes32) {
-        return
-            keccak256(
-                abi.encode(uint8(0), leaf.account, leaf.asset, leaf.score, leaf.reward, leaf.cumulative)
-            );
-    }
-
-    function hashInner(
-        bytes32 leftHash,
-        uint128 leftSum,
-        bytes32 rightHash,
-        uint128 rightSum
-    ) internal pure returns (bytes32) {
-        return keccak256(abi.encode(uint8(1), leftHash, leftSum, rightHash, rightSum));
-    }
-
-    function build(Leaf[] memory leaves) internal pure returns (bytes32 root, uint128 total) {
-        (bytes32[] memory hashes, uint128[] memory sums) = _leaves(leaves);
-        uint256 width = hashes.length;
-        while (width > 1) width = _lift(hashes, sums, width);
-        return (hashes[0], sums[0]);
-    }
-
-    function prove(Leaf[] memory leaves, uint256 place) internal pure returns (ProofStep[] memory proof) {
-        (bytes32[] memory hashes, uint128[] memory sums) = _leaves(leaves);
-        ProofStep[] memory steps = new ProofStep[](32);
-        uint256 count = 0;
-        for (uint256 width = hashes.length; width > 1; width = _lift(hashes, sums, width)) {
-            uint256 sibling = place ^ 1;
-            if (sibling < width) steps[count++] = ProofStep(hashes[sibling], sums[sibling], sibling < place);
-            place /= 2;
-        }
-        proof = new ProofStep[](count);
-        for (uint256 i = 0; i < count; ++i) proof[i] = steps[i];
-    }
-
-    function _leaves(Leaf[] memory leaves) private pure returns (bytes32[] memory hashes, uint128[] memory sums) {
-        hashes = new bytes32[](leaves.length);
-        sums = new uint128[](leaves.length);
-        for (uint256 i = 0; i < leaves.length; ++i) {
-            hashes[i] = hashLeaf(leaves[i]);
-            sums[i] = leaves[i].cumulative;
-        }
-    }
-
-    /// @dev Replaces a level by the one above it, in place; returns that one's width.
-    function _lift(bytes32[] memory hashes, uint128[] memory sums, uint256 width) private pure returns (uint256) {
-        for (uint256 i = 0; i + 1 < width; i += 2) {
-            hashes[i / 2] = hashInner(hashes[i], sums[i], hashes[i + 1], sums[i + 1]);
-            sums[i / 2] = sums[i] + sums[i + 1];
-        }
-        if (width % 2 == 1) {
-            hashes[width / 2] = hashes[width - 1];
-            sums[width / 2] = sums[width - 1];
-        }
-        return (width + 1) / 2;
     }
 }

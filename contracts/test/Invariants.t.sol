@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {NodeRegistry} from "../NodeRegistry.sol";
 import {RewardDistributor} from "../RewardDistributor.sol";
-import {TrainingJobs} from "../TrainingJobs.sol";
 import {VnxToken} from "../VnxToken.sol";
-import {Cid, JobId, JobState, JobTerms, Kind, Leaf, Mode, Phase, ProofStep} from "../types/Types.sol";
-import {Steps, Trees} from "./Fixture.t.sol";
+import {ITrainingJobs} from "../interfaces/ITrainingJobs.sol";
+import {Leaf, Settlement} from "../types/Rewards.sol";
+import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase} from "../types/Types.sol";
+import {Steps} from "./Fixture.t.sol";
+import {Trees} from "./Trees.t.sol";
 import {bound, vm} from "./Vm.t.sol";
 
 /// @notice Plays a few jobs at random: nodes that come late, stay silent, settle what they like, claim or not.
@@ -13,8 +16,11 @@ contract Players is Steps {
     uint256 internal constant NODES = 4;
     uint64 internal constant JOBS = 3; // one with commit and reveal by all, one with a target, one of laps
 
-    /// @notice What a settlement of a round paid, all to one leaf.
+    /// @notice What a settlement of a round paid, all to its first payee.
     mapping(uint64 job => mapping(uint32 round => Leaf)) private leaves;
+
+    /// @notice Who was punished for which round.
+    mapping(uint64 job => mapping(uint32 round => mapping(address node => bool))) private punished;
 
     /// @notice Set if a phase could not be ended at its deadline, or an ended job could.
     bool public stuck;
@@ -30,8 +36,8 @@ contract Players is Steps {
         create(jobTerms(Mode.Chained, 0, 3));
     }
 
-    function contracts() external view returns (VnxToken, TrainingJobs, RewardDistributor) {
-        return (token, jobs, distributor);
+    function contracts() external view returns (VnxToken, NodeRegistry, ITrainingJobs, RewardDistributor) {
+        return (token, registry, jobs, distributor);
     }
 
     /// @notice Moves a job on, if `actor` can.
@@ -105,13 +111,20 @@ contract Players is Steps {
         (JobId job, JobState memory state) = pick(seed);
         uint32 round = seed % 4 == 0 ? uint32(bound(seed >> 8, 0, state.round)) : nextToSettle(job, state.round);
         uint128 total = state.spent + uint128(bound(more, 0, 2 * uint256(BUDGET)));
-        Leaf memory leaf = Leaf(nodeAt(actor % NODES), actor % 2, 0, total, total);
-        bytes32 root = Trees.hashLeaf(leaf);
-        vm.prank(more % 2 == 0 ? nodeAt(actor % NODES) : jobs.publication(job, round).publisher);
-        try distributor.settle(job, round, root, total, SPEC) {
+        Leaf memory leaf = Leaf(nodeAt(actor % NODES), 0, 0, total, total);
+        (bytes32 root, ) = Trees.build(linesOf(job, leaf));
+        vm.prank(nodeAt((actor >> 8) % NODES));
+        try distributor.settle(job, round, root, total, 0, 0, SPEC) {
             leaves[JobId.unwrap(job)][round] = leaf;
             if (total > state.spent + BUDGET) fooled = true;
         } catch {}
+    }
+
+    /// @dev As many lines as all four nodes have, of which one pays.
+    function linesOf(JobId job, Leaf memory leaf) private view returns (Leaf[] memory lines) {
+        lines = new Leaf[](jobs.payeeCount(job));
+        if (lines.length == 0) lines = new Leaf[](1);
+        lines[0] = leaf;
     }
 
     function claim(uint256 seed, uint256 wait, uint128 greed) external {
@@ -119,10 +132,12 @@ contract Players is Steps {
         uint32 round = uint32(bound(seed, 0, state.round));
         Leaf memory leaf = leaves[JobId.unwrap(job)][round];
         bool forged = greed % 4 == 0;
-        if (forged) leaf.cumulative += 1 + greed;
-        vm.warp(block.timestamp + (wait % 60));
-        try distributor.claim(job, round, leaf, new ProofStep[](0)) {
-            if (forged) fooled = true;
+        if (forged) leaf.cumulative += greed;
+        vm.warp(block.timestamp + (wait % 30));
+        Settlement memory settled = distributor.settlement(job, round);
+        try distributor.claim(job, round, leaf, Trees.prove(linesOf(job, leaf), 0)) {
+            if (forged && greed != 0) fooled = true;
+            if (settled.claimableAt == 0 || block.timestamp < settled.claimableAt) fooled = true;
         } catch {}
     }
 
@@ -130,14 +145,50 @@ contract Players is Steps {
         (JobId job, JobState memory state) = pick(seed);
         vm.warp(block.timestamp + (wait % 60));
         try jobs.refund(job) {
-            if (state.phase < Phase.Completed) fooled = true;
+            if (state.phase < Phase.Completed || block.timestamp < distributor.finalAt(job)) fooled = true;
         } catch {}
+    }
+
+    /// @notice Reports whoever may have withheld a reveal: who did pays, once, and nobody else does.
+    function punish(uint256 seed, uint256 actor) external {
+        (JobId job, JobState memory state) = pick(seed);
+        address node = nodeAt(actor % NODES);
+        uint32 round = uint32(bound(seed >> 8, 1, state.round));
+        bool hid = jobs.committed(job, round, node) && !jobs.revealed(job, round, node);
+        uint256 before = registry.node(node).stake;
+        try jobs.punish(job, round, node) {
+            if (!hid || punished[JobId.unwrap(job)][round][node]) fooled = true;
+            punished[JobId.unwrap(job)][round][node] = true;
+            if (before - registry.node(node).stake != (before < BOND ? before : BOND)) fooled = true;
+        } catch {}
+        // Somebody is generous, so that the play goes on.
+        if (registry.isBonded(node) && registry.stakeOf(node) < STAKE && actor % 3 == 0) {
+            token.approve(address(registry), STAKE);
+            registry.topUp(node, STAKE);
+        }
+    }
+
+    function expel(uint256 seed, uint256 actor) external {
+        (JobId job, ) = pick(seed);
+        address node = nodeAt(actor % NODES);
+        try jobs.expel(job, node) {
+            if (registry.stakeOf(node) >= STAKE) fooled = true;
+        } catch {}
+    }
+
+    function ban(uint256 seed, uint256 actor, bool lift) external {
+        (JobId job, ) = pick(seed);
+        if ((seed >> 8) % 8 != 0) return;
+        address node = nodeAt(actor % NODES);
+        vm.prank(address(board));
+        if (lift) try jobs.unban(job, node) {} catch {}
+        else try jobs.ban(job, node) {} catch {}
     }
 
     /// @dev The first published round without a settlement, else the current one.
     function nextToSettle(JobId job, uint32 current) private view returns (uint32) {
         for (uint32 round = 1; round < current; ++round) {
-            bool published_ = jobs.publication(job, round).publisher != address(0);
+            bool published_ = jobs.publication(job, round).publishedAt != 0;
             if (published_ && distributor.settlement(job, round).claimableAt == 0) return round;
         }
         return current;
@@ -170,12 +221,13 @@ contract InvariantsTest {
 
     Players private players;
     VnxToken private token;
-    TrainingJobs private jobs;
+    NodeRegistry private registry;
+    ITrainingJobs private jobs;
     RewardDistributor private distributor;
 
     function setUp() public {
         players = new Players();
-        (token, jobs, distributor) = players.contracts();
+        (token, registry, jobs, distributor) = players.contracts();
     }
 
     function targetContracts() public view returns (address[] memory targets) {
@@ -186,24 +238,37 @@ contract InvariantsTest {
     function invariant_escrow_is_never_over_spent() public view {
         uint256 held = 0;
         for (uint64 i = 1; i <= JOBS; ++i) {
-            JobState memory state = jobs.job(JobId.wrap(i));
+            JobId job = JobId.wrap(i);
+            JobState memory state = jobs.job(job);
             uint256 escrow = uint256(state.terms.rounds) * state.terms.roundBudget;
             vm.assertLe(state.spent + state.refunded, escrow);
             vm.assertLe(state.spent, uint256(state.completed) * state.terms.roundBudget);
-            held += escrow - state.spent - state.refunded;
+            held += escrow - state.spent - state.refunded + distributor.unclaimed(job);
         }
-        vm.assertEq(token.balanceOf(address(jobs)), held);
+        vm.assertEq(token.balanceOf(address(distributor)), held);
     }
 
     function invariant_claims_never_exceed_settlements() public view {
-        uint256 unclaimed = 0;
         for (uint64 i = 1; i <= JOBS; ++i) {
             JobId job = JobId.wrap(i);
-            uint256 left = distributor.unclaimed(job);
-            vm.assertLe(left, jobs.job(job).spent);
-            unclaimed += left;
+            vm.assertLe(distributor.unclaimed(job), jobs.job(job).spent);
         }
-        vm.assertEq(token.balanceOf(address(distributor)), unclaimed);
+    }
+
+    function invariant_stake_is_exactly_what_nodes_have() public view {
+        uint256 stake = 0;
+        for (uint160 i = 0; i < NODES; ++i) stake += registry.node(address(0x1000 + i)).stake;
+        vm.assertEq(token.balanceOf(address(registry)), stake);
+    }
+
+    function invariant_payees_are_unique() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobId job = JobId.wrap(i);
+            for (uint32 index = 0; index < jobs.payeeCount(job); ++index) {
+                (bool found, uint32 own) = jobs.payeeOf(job, jobs.payee(job, index).account);
+                vm.assertTrue(found && own == index);
+            }
+        }
     }
 
     function invariant_a_phase_can_always_be_ended_after_its_deadline() public view {
@@ -214,11 +279,11 @@ contract InvariantsTest {
         vm.assertFalse(players.fooled());
     }
 
-    function invariant_no_more_members_deliver_than_are_expected() public view {
+    function invariant_no_more_reveal_than_commit() public view {
         for (uint64 i = 1; i <= JOBS; ++i) {
             JobState memory state = jobs.job(JobId.wrap(i));
             vm.assertLe(state.reveals, state.commits);
-            vm.assertLe(state.commits, state.expected);
+            vm.assertLe(state.commits, NODES);
             vm.assertLe(state.expected, NODES);
         }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {ITrainingJobs} from "../interfaces/ITrainingJobs.sol";
+import {IJobRecord} from "../interfaces/IJobRecord.sol";
 import {Entries} from "../libraries/Entries.sol";
 import {LapOrder} from "../libraries/LapOrder.sol";
 import {Cid, JobId, JobState, JobTerms, Kind, Mode, Phase} from "../types/Types.sol";
@@ -73,7 +73,7 @@ contract JobModesTest is Fixture {
         JobId job = with(Mode.Async, 2);
         vm.warp(block.timestamp + 60);
         jobs.advance(job);
-        vm.expectRevert(abi.encodeWithSelector(ITrainingJobs.AlreadyJoined.selector, job, nodeAt(0), uint32(1)));
+        vm.expectRevert(abi.encodeWithSelector(IJobRecord.AlreadyJoined.selector, job, nodeAt(0), uint32(1)));
         vm.prank(nodeAt(0));
         jobs.join(job);
     }
@@ -84,7 +84,7 @@ contract JobModesTest is Fixture {
         vm.prank(nodeAt(3));
         jobs.join(job);
         bytes32 commitment = commitmentOf(job, 1, nodeAt(3));
-        vm.expectRevert(abi.encodeWithSelector(ITrainingJobs.NotActive.selector, job, uint32(1), nodeAt(3)));
+        vm.expectRevert(abi.encodeWithSelector(IJobRecord.NotActive.selector, job, uint32(1), nodeAt(3)));
         vm.prank(nodeAt(3));
         jobs.commit(job, 1, commitment);
         commitNodes(job, 2);
@@ -106,7 +106,7 @@ contract JobModesTest is Fixture {
                 jobs.commit(job, 1, sealed_);
             }
             if (mode != Mode.Async) {
-                vm.expectRevert(abi.encodeWithSelector(ITrainingJobs.ParentMismatch.selector, job, uint32(1), old));
+                vm.expectRevert(abi.encodeWithSelector(IJobRecord.ParentMismatch.selector, job, uint32(1), old));
             }
             vm.prank(nodeAt(0));
             jobs.reveal(job, 1, Kind.Update, updateOf(1, nodeAt(0)), old, 64, SALT);
@@ -122,7 +122,7 @@ contract JobModesTest is Fixture {
             t.target = wrong[i];
             vm.expectRevert(
                 abi.encodeWithSelector(
-                    ITrainingJobs.TermOutOfRange.selector,
+                    IJobRecord.TermOutOfRange.selector,
                     "target",
                     uint256(wrong[i]),
                     uint256(2),
@@ -168,7 +168,7 @@ contract JobModesTest is Fixture {
         for (uint256 i = 0; i < NODES; ++i) {
             address node = nodeAt(i);
             if (node == holder) continue;
-            vm.expectRevert(abi.encodeWithSelector(ITrainingJobs.NotYourLease.selector, job, uint32(1), node));
+            vm.expectRevert(abi.encodeWithSelector(IJobRecord.NotYourLease.selector, job, uint32(1), node));
             vm.prank(node);
             jobs.hop(job, 1, true, SPEC, 64);
         }
@@ -211,7 +211,7 @@ contract JobModesTest is Fixture {
         for (uint256 i = 0; i < NODES; ++i) {
             uint64 from = jobs.mayAggregateAt(job, nodeAt(i));
             if (from > block.timestamp) continue;
-            vm.expectRevert(abi.encodeWithSelector(ITrainingJobs.NotACandidate.selector, job, uint32(1), SPEC));
+            vm.expectRevert(abi.encodeWithSelector(IJobRecord.NotACandidate.selector, job, uint32(1), SPEC));
             vm.prank(nodeAt(i));
             jobs.publishModel(job, 1, SPEC);
         }
@@ -219,11 +219,11 @@ contract JobModesTest is Fixture {
 
     function test_laps_and_commitments_do_not_mix() public {
         JobId laps = with(Mode.Chained, 0);
-        vm.expectRevert(abi.encodeWithSelector(ITrainingJobs.WrongMode.selector, laps, Mode.Chained));
+        vm.expectRevert(abi.encodeWithSelector(IJobRecord.WrongMode.selector, laps, Mode.Chained));
         vm.prank(nodeAt(0));
         jobs.commit(laps, 1, bytes32(uint256(7)));
         JobId rounds = with(Mode.Sync, 0);
-        vm.expectRevert(abi.encodeWithSelector(ITrainingJobs.WrongMode.selector, rounds, Mode.Sync));
+        vm.expectRevert(abi.encodeWithSelector(IJobRecord.WrongMode.selector, rounds, Mode.Sync));
         vm.prank(nodeAt(0));
         jobs.hop(rounds, 1, true, SPEC, 64);
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {ITrainingJobs} from "../interfaces/ITrainingJobs.sol";
+import {IJobRecord} from "../interfaces/IJobRecord.sol";
 import {Cid, JobId, JobTerms, Kind, Phase} from "../types/Types.sol";
 import {Fixture} from "./Fixture.t.sol";
 import {vm} from "./Vm.t.sol";
@@ -14,16 +14,16 @@ contract JobRefusalsTest is Fixture {
     }
 
     function wrongPhase(JobId job, Phase phase) private pure returns (bytes memory) {
-        return abi.encodeWithSelector(ITrainingJobs.WrongPhase.selector, job, phase);
+        return abi.encodeWithSelector(IJobRecord.WrongPhase.selector, job, phase);
     }
 
     function deadlinePassed(JobId job) private view returns (bytes memory) {
-        return abi.encodeWithSelector(ITrainingJobs.DeadlinePassed.selector, job, jobs.job(job).deadline);
+        return abi.encodeWithSelector(IJobRecord.DeadlinePassed.selector, job, jobs.job(job).deadline);
     }
 
     function test_an_unknown_job_is_refused_everywhere() public {
         JobId none = JobId.wrap(7);
-        bytes memory reason = abi.encodeWithSelector(ITrainingJobs.JobUnknown.selector, none);
+        bytes memory reason = abi.encodeWithSelector(IJobRecord.JobUnknown.selector, none);
         refuse(nodeAt(0), reason);
         jobs.join(none);
         refuse(nodeAt(0), reason);
@@ -39,16 +39,16 @@ contract JobRefusalsTest is Fixture {
         refuse(nodeAt(0), reason);
         jobs.refund(none);
         refuse(address(distributor), reason);
-        jobs.release(none, 1, nodeAt(0), 0);
+        jobs.release(none, 1, 0);
     }
 
     // -- join --------------------------------------------------------------------------------------------------
 
     function test_join_refuses_who_is_not_bonded() public {
         JobTerms memory t = terms();
-        t.requiredStake = 0;
+        (t.requiredStake, t.bond) = (0, 0);
         JobId job = create(t);
-        bytes memory reason = abi.encodeWithSelector(ITrainingJobs.NodeNotBonded.selector, nodeAt(0));
+        bytes memory reason = abi.encodeWithSelector(IJobRecord.NodeNotBonded.selector, nodeAt(0));
         refuse(nodeAt(0), reason);
         jobs.join(job);
 
@@ -64,7 +64,7 @@ contract JobRefusalsTest is Fixture {
         register(nodeAt(0), STAKE - 1);
         refuse(
             nodeAt(0),
-            abi.encodeWithSelector(ITrainingJobs.StakeTooLow.selector, nodeAt(0), STAKE - 1, STAKE)
+            abi.encodeWithSelector(IJobRecord.StakeTooLow.selector, nodeAt(0), STAKE - 1, STAKE)
         );
         jobs.join(job);
     }
@@ -72,7 +72,7 @@ contract JobRefusalsTest is Fixture {
     function test_join_refuses_who_takes_part_already() public {
         JobId job = create(terms());
         joinNodes(job, 0, 1);
-        bytes memory reason = abi.encodeWithSelector(ITrainingJobs.AlreadyJoined.selector, job, nodeAt(0), 1);
+        bytes memory reason = abi.encodeWithSelector(IJobRecord.AlreadyJoined.selector, job, nodeAt(0), 1);
         refuse(nodeAt(0), reason);
         jobs.join(job);
         joinNodes(job, 1, 3);
@@ -80,7 +80,7 @@ contract JobRefusalsTest is Fixture {
         jobs.join(job);
 
         joinNodes(job, 3, 4);
-        refuse(nodeAt(3), abi.encodeWithSelector(ITrainingJobs.AlreadyJoined.selector, job, nodeAt(3), 2));
+        refuse(nodeAt(3), abi.encodeWithSelector(IJobRecord.AlreadyJoined.selector, job, nodeAt(3), 2));
         jobs.join(job);
     }
 
@@ -115,7 +115,7 @@ contract JobRefusalsTest is Fixture {
         refuse(nodeAt(0), wrongPhase(job, Phase.Open));
         jobs.commit(job, 1, SALT);
         joinNodes(job, 0, 3);
-        refuse(nodeAt(0), abi.encodeWithSelector(ITrainingJobs.WrongRound.selector, job, 2, 1));
+        refuse(nodeAt(0), abi.encodeWithSelector(IJobRecord.WrongRound.selector, job, 2, 1));
         jobs.commit(job, 2, SALT);
     }
 
@@ -128,20 +128,20 @@ contract JobRefusalsTest is Fixture {
 
     function test_commit_refuses_strangers_and_seconds() public {
         JobId job = inCommit(2);
-        refuse(nodeAt(9), abi.encodeWithSelector(ITrainingJobs.NotActive.selector, job, 1, nodeAt(9)));
+        refuse(nodeAt(9), abi.encodeWithSelector(IJobRecord.NotActive.selector, job, 1, nodeAt(9)));
         jobs.commit(job, 1, SALT);
         vm.assertFalse(jobs.committed(job, 1, nodeAt(0)));
         commitAs(job, nodeAt(0));
         vm.assertTrue(jobs.committed(job, 1, nodeAt(0)));
         vm.assertFalse(jobs.revealed(job, 1, nodeAt(0)));
-        refuse(nodeAt(0), abi.encodeWithSelector(ITrainingJobs.AlreadyCommitted.selector, job, 1, nodeAt(0)));
+        refuse(nodeAt(0), abi.encodeWithSelector(IJobRecord.AlreadyCommitted.selector, job, 1, nodeAt(0)));
         jobs.commit(job, 1, SALT);
     }
 
     function test_commit_refuses_what_cannot_be_a_hash() public {
         JobId job = inCommit(2);
-        for (uint256 i = 0; i < 2; ++i) {
-            refuse(nodeAt(0), abi.encodeWithSelector(ITrainingJobs.InvalidCommitment.selector, bytes32(i)));
+        for (uint256 i = 0; i < 4; ++i) {
+            refuse(nodeAt(0), abi.encodeWithSelector(IJobRecord.InvalidCommitment.selector, bytes32(i)));
             jobs.commit(job, 1, bytes32(i));
         }
     }
@@ -160,12 +160,12 @@ contract JobRefusalsTest is Fixture {
 
     function test_reveal_refuses_who_did_not_commit_or_has_revealed() public {
         JobId job = inReveal(2);
-        refuse(nodeAt(9), abi.encodeWithSelector(ITrainingJobs.NotCommitted.selector, job, 1, nodeAt(9)));
+        refuse(nodeAt(9), abi.encodeWithSelector(IJobRecord.NotCommitted.selector, job, 1, nodeAt(9)));
         jobs.reveal(job, 1, Kind.Update, SPEC, BASE_MODEL, 64, SALT);
         revealAs(job, nodeAt(0));
         vm.assertTrue(jobs.committed(job, 1, nodeAt(0)));
         vm.assertTrue(jobs.revealed(job, 1, nodeAt(0)));
-        refuse(nodeAt(0), abi.encodeWithSelector(ITrainingJobs.AlreadyRevealed.selector, job, 1, nodeAt(0)));
+        refuse(nodeAt(0), abi.encodeWithSelector(IJobRecord.AlreadyRevealed.selector, job, 1, nodeAt(0)));
         jobs.reveal(job, 1, Kind.Update, updateOf(1, nodeAt(0)), BASE_MODEL, 64, SALT);
     }
 
@@ -183,7 +183,7 @@ contract JobRefusalsTest is Fixture {
         );
         refuse(
             nodeAt(0),
-            abi.encodeWithSelector(ITrainingJobs.CommitmentMismatch.selector, job, 1, nodeAt(0), computed)
+            abi.encodeWithSelector(IJobRecord.CommitmentMismatch.selector, job, 1, nodeAt(0), computed)
         );
         jobs.reveal(job, 1, kind_, Cid.wrap(update), BASE_MODEL, samples, salt);
     }
@@ -196,7 +196,7 @@ contract JobRefusalsTest is Fixture {
         jobs.commit(job, 1, original);
         revealAs(job, nodeAt(0));
         Cid stolen = updateOf(1, nodeAt(0));
-        vm.expectPartialRevert(ITrainingJobs.CommitmentMismatch.selector);
+        vm.expectPartialRevert(IJobRecord.CommitmentMismatch.selector);
         vm.prank(nodeAt(1));
         jobs.reveal(job, 1, Kind.Update, stolen, BASE_MODEL, 64, SALT);
     }
@@ -213,7 +213,7 @@ contract JobRefusalsTest is Fixture {
         jobs.advance(job);
         assertPhase(job, Phase.Aggregate);
         vm.assertFalse(jobs.revealed(job, 1, nodeAt(2)));
-        refuse(nodeAt(2), abi.encodeWithSelector(ITrainingJobs.NotAggregator.selector, job, 1, nodeAt(2)));
+        refuse(nodeAt(2), abi.encodeWithSelector(IJobRecord.NotAggregator.selector, job, 1, nodeAt(2)));
         jobs.publishModel(job, 1, SPEC);
     }
 
@@ -234,17 +234,17 @@ contract JobRefusalsTest is Fixture {
         JobId job = create(terms());
         uint64 deadline = jobs.job(job).deadline;
         vm.warp(deadline - 1);
-        refuse(nodeAt(0), abi.encodeWithSelector(ITrainingJobs.DeadlineAhead.selector, job, deadline));
+        refuse(nodeAt(0), abi.encodeWithSelector(IJobRecord.DeadlineAhead.selector, job, deadline));
         jobs.advance(job);
     }
 
     function test_cancel_is_the_requesters_once() public {
         JobId job = inCommit(2);
-        refuse(nodeAt(0), abi.encodeWithSelector(ITrainingJobs.NotRequester.selector, job, nodeAt(0)));
+        refuse(nodeAt(0), abi.encodeWithSelector(IJobRecord.NotRequester.selector, job, nodeAt(0)));
         jobs.cancel(job);
         vm.prank(requester);
         jobs.cancel(job);
-        refuse(requester, abi.encodeWithSelector(ITrainingJobs.CancelAlreadyRequested.selector, job));
+        refuse(requester, abi.encodeWithSelector(IJobRecord.CancelAlreadyRequested.selector, job));
         jobs.cancel(job);
     }
 
@@ -255,13 +255,15 @@ contract JobRefusalsTest is Fixture {
         vm.prank(requester);
         jobs.cancel(job);
         jobs.refund(job);
-        refuse(requester, abi.encodeWithSelector(ITrainingJobs.NothingToRefund.selector, job));
+        refuse(requester, abi.encodeWithSelector(IJobRecord.NothingToRefund.selector, job));
         jobs.refund(job);
     }
 
     function test_release_is_the_distributors() public {
         (JobId job, address publisher) = published(2);
-        refuse(publisher, abi.encodeWithSelector(ITrainingJobs.NotDistributor.selector, publisher));
-        jobs.release(job, 1, publisher, 1);
+        refuse(publisher, abi.encodeWithSelector(IJobRecord.NotDistributor.selector, publisher));
+        jobs.release(job, 1, 1);
+        refuse(publisher, abi.encodeWithSelector(IJobRecord.NotDistributor.selector, publisher));
+        jobs.retake(job, 1, 0);
     }
 }

@@ -3,8 +3,8 @@ pragma solidity 0.8.37;
 
 import {IERC20Errors} from "@openzeppelin/contracts/interfaces/draft-IERC6093.sol";
 
-import {ITrainingJobs} from "../interfaces/ITrainingJobs.sol";
-import {Cid, JobId, JobState, JobTerms, Mode, Phase} from "../types/Types.sol";
+import {IJobRecord} from "../interfaces/IJobRecord.sol";
+import {Cid, JobId, JobState, JobTerms, Phase} from "../types/Types.sol";
 import {Fixture} from "./Fixture.t.sol";
 import {bound, vm} from "./Vm.t.sol";
 
@@ -18,33 +18,21 @@ contract JobTermsTest is Fixture {
         uint256 least,
         uint256 most
     ) private {
-        vm.expectRevert(abi.encodeWithSelector(ITrainingJobs.TermOutOfRange.selector, term, value, least, most));
+        vm.expectRevert(abi.encodeWithSelector(IJobRecord.TermOutOfRange.selector, term, value, least, most));
         create(terms_);
     }
 
     function test_createJob_escrows_the_budget_of_all_rounds() public {
         JobTerms memory t = terms();
         vm.expectEmit(address(jobs));
-        emit ITrainingJobs.JobCreated(
-            JobId.wrap(1),
-            requester,
-            SPEC,
-            BASE_MODEL,
-            Mode.Sync,
-            t.rounds,
-            t.quorum,
-            t.minNodes,
-            t.target,
-            t.roundBudget,
-            t.requiredStake
-        );
+        emit IJobRecord.JobCreated(JobId.wrap(1), requester, SPEC, t);
         vm.expectEmit(address(jobs));
-        emit ITrainingJobs.PhaseChanged(JobId.wrap(1), 1, Phase.Open, uint64(block.timestamp) + t.openWindow);
+        emit IJobRecord.PhaseChanged(JobId.wrap(1), 1, Phase.Open, uint64(block.timestamp) + t.openWindow);
         JobId job = create(t);
 
         vm.assertEq(uint256(JobId.unwrap(job)), 1);
         vm.assertEq(uint256(jobs.jobCount()), 1);
-        vm.assertEq(token.balanceOf(address(jobs)), 3 * uint256(BUDGET));
+        vm.assertEq(token.balanceOf(address(distributor)), 3 * uint256(BUDGET));
         JobState memory state = jobs.job(job);
         vm.assertEq(state.requester, requester);
         vm.assertEq(keccak256(abi.encode(state.terms)), keccak256(abi.encode(t)));
@@ -140,11 +128,11 @@ contract JobTermsTest is Fixture {
         t.roundBudget = uint96(bound(roundBudget, 0, 10_000 ether));
         vm.prank(requester);
         try jobs.createJob(t) returns (JobId job) {
-            vm.assertEq(token.balanceOf(address(jobs)), uint256(t.rounds) * t.roundBudget);
+            vm.assertEq(token.balanceOf(address(distributor)), uint256(t.rounds) * t.roundBudget);
             assertPhase(job, Phase.Open);
         } catch (bytes memory reason) {
-            vm.assertEq(bytes32(bytes4(reason)), bytes32(ITrainingJobs.TermOutOfRange.selector));
-            vm.assertEq(token.balanceOf(address(jobs)), 0);
+            vm.assertEq(bytes32(bytes4(reason)), bytes32(IJobRecord.TermOutOfRange.selector));
+            vm.assertEq(token.balanceOf(address(distributor)), 0);
         }
     }
 }

@@ -19,9 +19,11 @@ interface Vm {
     function expectEmit(address emitter) external;
     function expectPartialRevert(bytes4 selector) external;
     function expectRevert(bytes calldata reason) external;
+    function getNonce(address account) external view returns (uint64);
     function prank(address sender) external;
     function prevrandao(bytes32 value) external;
     function roll(uint256 number) external;
+    function setBlockhash(uint256 number, bytes32 hash) external;
     function sign(uint256 key, bytes32 digest) external pure returns (uint8 v, bytes32 r, bytes32 s);
     function warp(uint256 time) external;
 }

@@ -33,8 +33,9 @@ enum Kind {
     Feed
 }
 
-/// @notice What the requester promises. Windows in seconds, money in wei of VNX. With a `target` so many commitments
-/// end COMMIT at once, and who has joined stays a member; with none it takes those of all members.
+/// @notice What the requester promises. Windows in seconds, money in wei of VNX, shares in basis points of a round's
+/// budget. With a `target` so many commitments end COMMIT at once, and who has joined stays a member; with none it takes
+/// those of all members.
 struct JobTerms {
     Cid spec;
     Cid model;
@@ -51,6 +52,22 @@ struct JobTerms {
     uint32 challengeWindow;
     uint96 roundBudget;
     uint96 requiredStake;
+    /// What one offence costs: a reveal or a score withheld, an outlying score, a failed audit, a wrong settlement.
+    uint96 bond;
+    /// Of each of the two phases of scoring.
+    uint32 scoreWindow;
+    /// Seats of the score board; 0: nobody scores, equal shares.
+    uint8 evaluators;
+    /// Contributions audited a round; 0: a private job.
+    uint8 audits;
+    uint16 dataBps;
+    uint16 modelBps;
+    uint16 algorithmBps;
+    uint16 evaluatorBps;
+    uint64 modelAsset;
+    uint64 algorithmAsset;
+    /// 0: validation rows are public, else keccak256 of the first shard's key.
+    bytes32 sealAnchor;
 }
 
 /// @notice A job as it stands, for readers off chain. `candidate` is a lap's newest hop while nobody has built on it,
@@ -74,17 +91,21 @@ struct JobState {
 
 /// @notice A round that ended with a model. One storage slot.
 struct Publication {
-    address publisher;
     uint40 publishedAt;
     uint32 round;
+    /// The block in which COMMIT closed, in a lap the block of its end: evaluators are drawn from it.
+    uint48 sealBlock;
+    uint32 contributions;
+    /// The publisher's place among the contributions.
+    uint32 publisherIndex;
+    /// How many payees the job had.
+    uint32 payees;
 }
 
-/// @notice What a round paid: the root and the sum of the Merkle-sum tree over its leaves. Three storage slots.
-struct Settlement {
-    bytes32 root;
-    Cid evidence;
-    uint128 total;
-    uint64 claimableAt;
+/// @notice Who or what earns in a job: an account, or an asset (ERC-721), whose owner is paid. The other is zero.
+struct Payee {
+    address account;
+    uint64 asset;
 }
 
 /// @notice A node as registered. `unbondAt` is 0 while bonded, else the second from which the stake may leave.
@@ -100,20 +121,4 @@ struct BootNode {
     address node;
     bytes32 peerKey;
     string[] addrs;
-}
-
-/// @notice One line of a settlement. `cumulative` covers the job up to and including the round.
-struct Leaf {
-    address account;
-    uint256 asset;
-    int128 score;
-    uint128 reward;
-    uint128 cumulative;
-}
-
-/// @notice A sibling on the way from a leaf to the root of a Merkle-sum tree.
-struct ProofStep {
-    bytes32 hash;
-    uint128 sum;
-    bool isLeft;
 }

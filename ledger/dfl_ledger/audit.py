@@ -1,9 +1,9 @@
 """What an auditor asks of the ledger: what a payment was for, what it was made of, and why there is none.
 
-Reads the rows alone. The formula is that of evidence.py:
+Reads the rows alone. The formula of a contribution is that of rewards.py:
 
     weight = max(score, 0) if accepted, else 0; if no accepted piece has a weight above 0, each has 1
-    reward = round budget * weight // sum of weights
+    reward = compute pot * weight // sum of weights
 """
 
 from __future__ import annotations
@@ -15,16 +15,25 @@ from dataclasses import dataclass
 from enum import Enum
 
 from dfl_ledger.errors import UsageError
+from dfl_ledger.facts import Shares
 from dfl_ledger.query import LedgerRows
-from dfl_ledger.records import Address, JobId, Leaf
-from dfl_ledger.rows import SCORES_PER_UNIT, ClaimRow, ContributionRow, JobRow, RoundRow, Row, SettlementRow
+from dfl_ledger.records import NOBODY, Address, JobId, Leaf
+from dfl_ledger.rewards import Pots
+from dfl_ledger.rows import (
+    SCORES_PER_UNIT,
+    SETTLEMENT_COLUMNS,
+    ClaimRow,
+    ContributionRow,
+    JobRow,
+    RoundRow,
+    Row,
+    SettlementRow,
+    read_settlement,
+)
 
 _PLACE = re.compile(r"(\d{1,18})(?:\.(\d{1,18}))?(?:\.(\d{1,18}))?", re.ASCII)
 _TX = re.compile(r"0x[0-9a-fA-F]{64}", re.ASCII)
-_SELECT_SETTLEMENT = (
-    "SELECT job, round, settler, root, total_wei, evidence, claimable_at, tx, block FROM settlements "
-    "WHERE job = ? AND round = ?"
-)
+_SELECT_SETTLEMENT = f"SELECT {SETTLEMENT_COLUMNS} FROM settlements WHERE job = ? AND round = ?"  # noqa: S608
 
 
 class Unpaid(Enum):
@@ -46,11 +55,12 @@ class Explanation(Row):
 
     contribution: ContributionRow
     round_state: str  # "open", "published", "settled" or "void"
-    settler: Address | None  # who scored it
-    evaluators: tuple[Address, ...]  # none in a protocol in which the settler scores
+    settler: Address | None  # who vouches for the settlement
+    evaluators: tuple[Address, ...]  # whose scores the median is of; none in a job in which nobody scores
     evidence: str | None
     settlement_tx: str | None
     round_budget_wei: int
+    pot_wei: int  # of the budget: what contributions share
     weight: int | None  # in 1e-9 of validation loss, or 1 where all share equally
     total_weight: int | None  # of the round
     reward_wei: int | None
@@ -67,9 +77,13 @@ def explain(rows: LedgerRows, contribution: ContributionRow, now: float) -> Expl
     c = contribution
     with rows.reading() as db:
         settlement = db.execute(_SELECT_SETTLEMENT, (c.job, c.round)).fetchone()
-        payments = _payments(db, c.job, c.node)
-    job = rows.job(c.job)
+        payments = [payment for payment in _payments(db, c.job, c.node) if payment.asset == 0]
+    job, terms = rows.job(c.job), rows.terms(c.job)
     assert job is not None  # it has a contribution  # noqa: S101
+    assert terms is not None  # noqa: S101
+    pot_wei = Pots.of(Shares.of(terms)).compute_wei
+    panel = rows.panel(c.job, c.round)
+    judges = () if panel is None else tuple(s.evaluator for s in panel.seats if s.vector is not None)
     round_ = next(r for r in job.rounds if r.round == c.round)
     settler, evidence, claimable_at, tx = (
         (None,) * 4 if settlement is None else (settlement[2], settlement[5], settlement[6], settlement[7])
@@ -79,7 +93,7 @@ def explain(rows: LedgerRows, contribution: ContributionRow, now: float) -> Expl
         weight, total_weight = _weights(rows.revealed(c.job, c.round), c)
         share = c.reward_wei / job.round_budget_wei if job.round_budget_wei else 0.0
         formula = (
-            f"{job.round_budget_wei} wei * {weight} // {total_weight or 1} = {c.reward_wei} wei"
+            f"{pot_wei} wei * {weight} // {total_weight or 1} = {c.reward_wei} wei"
             if weight
             else "a weight of 0: nothing"
         )
@@ -89,10 +103,11 @@ def explain(rows: LedgerRows, contribution: ContributionRow, now: float) -> Expl
         contribution=c,
         round_state=round_.state,
         settler=settler,
-        evaluators=(),
+        evaluators=tuple(judge for judge in judges if judge != c.node),
         evidence=evidence,
         settlement_tx=tx,
         round_budget_wei=job.round_budget_wei,
+        pot_wei=pot_wei,
         weight=weight,
         total_weight=total_weight,
         reward_wei=c.reward_wei,
@@ -199,21 +214,7 @@ def settlement(rows: LedgerRows, job: int, round_: int) -> SettlementRow | None:
     """A round's settlement with those of its leaves that are known."""
     with rows.reading() as db:
         row = db.execute(_SELECT_SETTLEMENT, (job, round_)).fetchone()
-    if row is None:
-        return None
-    settler, root, total_wei, evidence, claimable_at, tx, block = row[2:]
-    return SettlementRow(
-        job=JobId(job),
-        round=round_,
-        settler=settler,
-        root=bytes.fromhex(root.removeprefix("0x")),
-        total_wei=int(total_wei),
-        evidence=evidence,
-        claimable_at=claimable_at,
-        tx=tx,
-        block=block,
-        leaves=rows.leaves(job, round_),
-    )
+    return None if row is None else read_settlement(row, rows.leaves(job, round_))
 
 
 def payments(rows: LedgerRows, job: int, account: str | None = None) -> tuple[ClaimRow, ...]:
@@ -240,7 +241,7 @@ def payout_mismatch(claims: Sequence[ClaimRow], round_: int, leaves: Sequence[Le
     due = {(leaf.account, leaf.asset): leaf.cumulative_wei for leaf in leaves}
     paid: dict[tuple[Address, int], int] = {}
     for claim in claims:
-        key = (claim.account, claim.asset)
+        key = (NOBODY if claim.asset else claim.account, claim.asset)  # an asset's owner may change
         paid[key] = paid.get(key, 0) + claim.amount_wei
         if claim.round != round_:
             continue

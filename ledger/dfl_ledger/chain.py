@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
-from eth_utils.address import to_checksum_address
 
 from dfl_ledger.accounts import LocalAccount
-from dfl_ledger.contracts import ContractAbi, commitment, load
-from dfl_ledger.deploy import Deployment, code_missing, find_deployment
-from dfl_ledger.errors import ChainUnreachable, InsufficientFunds, RangeTooLarge, WalletError, WrongChain
+from dfl_ledger.chain_calls import FOR_EVER, bytes_of, cid_of
+from dfl_ledger.chain_judging import ChainJudging, leaf_to_abi, steps_to_abi
+from dfl_ledger.chain_stakes import ChainStakes
+from dfl_ledger.contracts import commitment
+from dfl_ledger.deploy import Deployment, find_deployment
+from dfl_ledger.errors import ChainUnreachable, RangeTooLarge
 from dfl_ledger.records import (
+    NOBODY,
     Address,
     BlockRef,
     Cid,
+    ClaimRequest,
     Contribution,
     Event,
     JobId,
     JobState,
     JobTerms,
+    Kind,
     Leaf,
     Lease,
-    Mode,
     NodeRecord,
+    Payee,
     Phase,
     ProofStep,
+    Publication,
     Receipt,
+    Revealed,
     Settlement,
-    TxHash,
+    SettlementState,
 )
 from dfl_ledger.rpc import HELP, ResponseTooLarge, Rpc, RpcError
-from dfl_ledger.sent import SentJournal
-from dfl_ledger.transactions import FeePolicy, Mined, Writer, refusal
-from dfl_ledger.words import checksummed
+from dfl_ledger.terms import from_args, to_abi
 
+_SIGNATURE_BYTES = 3 * 32  # v, r and s at the end of a call
 log = structlog.get_logger(__name__)
 
 _BOOT_PAGE = 50
@@ -61,72 +65,13 @@ def open_chain(
     return ChainLedger(rpc_url, find_deployment(served, search), account)
 
 
-class ChainLedger:
+class ChainLedger(ChainStakes, ChainJudging):
     """One wallet's view of the chain. Threads may share it.
 
     Without `account` it only reads, and `address` and every write raise WalletError. Reads raise
     ChainUnreachable; writes raise Reverted, InsufficientFunds, TimedOut and ChainUnreachable.
     The constructor raises UsageError for a bad URL, WrongChain, and ChainUnreachable.
     """
-
-    def __init__(
-        self,
-        rpc_url: str,
-        deployment: Deployment,
-        account: LocalAccount | None = None,
-        *,
-        fees: FeePolicy | None = None,
-        timeout_s: float = 10.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._rpc = Rpc(rpc_url, timeout_s=timeout_s)
-        self._deployment = deployment
-        self._clock = clock
-        self._abis = {address: load(name) for name, address in deployment.addresses.items()}
-        served = self._rpc_quantity("eth_chainId")
-        if served != deployment.chain_id:
-            raise WrongChain(
-                f"{self._rpc.shown} serves chain {served}",
-                why=f"the deployment is on chain {deployment.chain_id}",
-                help_command=HELP,
-            )
-        if missing := code_missing(self._rpc, deployment):
-            raise WrongChain(
-                f"no contract at the address of {', '.join(missing)}",
-                why=f"chain {served} at {self._rpc.shown} is another one than the deployment's, or was reset",
-                help_command="dfl-node chain deploy",
-            )
-        self._writer = None if account is None else Writer(self._rpc, served, account, fees or FeePolicy())
-
-    def __repr__(self) -> str:
-        who = self._writer.address if self._writer else "read-only"
-        return f"ChainLedger({self._rpc.shown}, {who})"
-
-    def close(self) -> None:
-        """Close the kept connections."""
-        self._rpc.close()
-        if self._writer is not None:
-            self._writer.close()
-
-    def resume(self, path: Path) -> None:
-        """Journal what is sent in this file, and first see to what an earlier process left open there.
-
-        Raises StoreUnavailable, ChainUnreachable.
-        """
-        writer = self._wallet()
-        writer.resume(SentJournal(path, chain=self.genesis(), sender=writer.address))
-
-    @property
-    def address(self) -> Address:
-        return self._wallet().address
-
-    @property
-    def chain_id(self) -> int:
-        return self._deployment.chain_id
-
-    @property
-    def deployment(self) -> Deployment:
-        return self._deployment
 
     # -- time and events ------------------------------------------------------------------------------
     def head(self) -> int:
@@ -144,11 +89,6 @@ class ChainLedger:
         with self._understood("eth_getBlockByNumber"):
             digest = "0x" + self._rpc.as_bytes(found["hash"]).hex()
             return BlockRef(self._rpc.as_int(found["number"]), digest, self._rpc.as_int(found["timestamp"]))
-
-    def genesis(self) -> str:
-        """The hash of block 0, which no other chain has."""
-        with self._understood("eth_getBlockByNumber"):
-            return str(self._rpc.as_object(self._rpc_call("eth_getBlockByNumber", "0x0", False))["hash"])
 
     def now(self) -> int:
         block = self._rpc.as_object(self._rpc_call("eth_getBlockByNumber", "latest", False))
@@ -182,7 +122,7 @@ class ChainLedger:
     def _logs(self, from_block: int, to_block: int) -> Any:
         d = self._deployment
         wanted = {
-            "address": [d.registry, d.jobs, d.distributor],
+            "address": [d.registry, d.assets, d.jobs, d.board, d.distributor],
             "fromBlock": hex(from_block),
             "toBlock": hex(to_block),
         }
@@ -197,9 +137,6 @@ class ChainLedger:
         raise RangeTooLarge(f"no events of blocks {from_block} to {to_block}", why=why)
 
     # -- nodes ----------------------------------------------------------------------------------------
-    def balance_wei(self, account: Address) -> int:
-        return int(self._read(self._deployment.token, "balanceOf", account)[0])
-
     def native_wei(self, account: Address) -> int:
         return self._rpc_quantity("eth_getBalance", account, "latest")
 
@@ -224,27 +161,17 @@ class ChainLedger:
         self._allow(registry, stake_wei, "register")
         return self._write(registry, "register", peer_key, stake_wei, list(boot_addrs)).receipt
 
-    def unbond(self) -> Receipt:
-        """Begin to leave: the node counts as gone at once, its stake is free after a delay."""
-        return self._write(self._deployment.registry, "unbond").receipt
-
-    def withdraw(self) -> Receipt:
-        """Take the stake back after `unbond` and its delay."""
-        return self._write(self._deployment.registry, "withdraw").receipt
-
     # -- jobs -----------------------------------------------------------------------------------------
     def create_job(self, terms: JobTerms) -> JobId:
-        jobs = self._deployment.jobs
-        self._allow(jobs, terms.rounds * terms.round_budget_wei, "createJob")
-        mined = self._write(jobs, "createJob", _terms_to_abi(terms))
-        with self._understood("createJob"):
-            for entry in mined.logs:
-                event = self._event(entry)
-                if event is not None and event.name == "JobCreated":
-                    return JobId(_int(event.args["job"]))
-        raise ChainUnreachable(
-            "the chain did not say which job it created", why=f"transaction {mined.receipt.tx}"
-        )
+        jobs, escrow_wei = self._deployment.jobs, terms.rounds * terms.round_budget_wei
+        encode, told = self._abis[jobs].encode, to_abi(terms)
+        # Made again after a kill, it is the same job: only the permit would be another one.
+        unsigned = encode("createJobWithPermit", told, FOR_EVER, 0, bytes(32), bytes(32))[:-_SIGNATURE_BYTES]
+        data = self._wallet().unfinished("createJob", jobs, unsigned)
+        if data is None:
+            data = encode("createJobWithPermit", told, *self._permit(jobs, escrow_wei, "createJob"))
+        mined = self._wallet().send("createJob", jobs, data)
+        return JobId(self._created(mined, "JobCreated", "job"))
 
     def job(self, job: JobId) -> JobState | None:
         state = self._read(self._deployment.jobs, "job", job)[0]
@@ -257,26 +184,29 @@ class ChainLedger:
             return JobState(
                 job,
                 Address(requester),
-                _terms_from_abi(terms),
+                from_args(terms),
                 Phase(phase),
                 round_,
                 completed,
                 deadline,
-                _cid(model),
+                cid_of(model),
                 expected,
                 commits,
                 reveals,
                 draw,
                 spent,
                 refunded,
-                _cid(candidate) if int(candidate, 16) else None,
+                cid_of(candidate) if int(candidate, 16) else None,
             )
 
     def active_round(self, job: JobId, node: Address) -> int:
         return int(self._read(self._deployment.jobs, "activeRound", job, node)[0])
 
-    def join(self, job: JobId) -> Receipt:
-        return self._write(self._deployment.jobs, "join", job).receipt
+    def join(self, job: JobId, datasets: Sequence[int] = (), shard: bytes | None = None) -> Receipt:
+        jobs = self._deployment.jobs
+        if shard is None and not datasets:
+            return self._write(jobs, "join", job).receipt
+        return self._write(jobs, "joinWith", job, list(datasets), shard or bytes(32)).receipt
 
     def commit(self, contribution: Contribution, salt: bytes) -> Receipt:
         sealed = commitment(contribution, salt)
@@ -309,10 +239,56 @@ class ChainLedger:
     def may_aggregate_at(self, job: JobId, node: Address) -> int | None:
         return int(self._read(self._deployment.jobs, "mayAggregateAt", job, node)[0]) or None
 
-    def publication(self, job: JobId, round_: int) -> tuple[Address, int] | None:
-        found = self._read(self._deployment.jobs, "publication", job, round_)[0]
-        publisher, published_at = found[0], int(found[1])
-        return (Address(to_checksum_address(publisher)), published_at) if published_at else None
+    def unseal(self, job: JobId, position: int, key: bytes) -> Receipt:
+        return self._write(self._deployment.jobs, "unseal", job, position, key).receipt
+
+    def unsealed(self, job: JobId) -> tuple[int, bytes]:
+        count, key = self._read(self._deployment.jobs, "unsealed", job)
+        return int(count), bytes_of(key)
+
+    def punish(self, job: JobId, round_: int, node: Address) -> Receipt:
+        return self._write(self._deployment.jobs, "punish", job, round_, node).receipt
+
+    def expel(self, job: JobId, node: Address) -> Receipt:
+        return self._write(self._deployment.jobs, "expel", job, node).receipt
+
+    def publication(self, job: JobId, round_: int) -> Publication | None:
+        return _publication(self._read(self._deployment.jobs, "publication", job, round_)[0])
+
+    def publication_at(self, job: JobId, position: int) -> Publication | None:
+        return _publication(self._read(self._deployment.jobs, "publicationAt", job, position)[0])
+
+    def position(self, job: JobId, round_: int) -> int | None:
+        return self._found("position", job, round_)
+
+    def contribution(self, job: JobId, round_: int, node: Address) -> Revealed | None:
+        jobs = self._deployment.jobs
+        revealed, index, kind, samples = self._read(jobs, "contribution", job, round_, node)
+        return Revealed(int(index), Kind(kind), int(samples)) if revealed else None
+
+    def payee_count(self, job: JobId) -> int:
+        return int(self._read(self._deployment.jobs, "payeeCount", job)[0])
+
+    def payee(self, job: JobId, number: int) -> Payee | None:
+        account, asset = self._read(self._deployment.jobs, "payee", job, number)[0]
+        return Payee(Address(account), int(asset)) if account != NOBODY or asset else None
+
+    def payee_of(self, job: JobId, account: Address) -> int | None:
+        return self._found("payeeOf", job, account)
+
+    def payee_of_asset(self, job: JobId, asset: int) -> int | None:
+        return self._found("payeeOfAsset", job, asset)
+
+    def dataset_count(self, job: JobId) -> int:
+        return int(self._read(self._deployment.jobs, "datasetCount", job)[0])
+
+    def dataset(self, job: JobId, place: int) -> int:
+        return int(self._read(self._deployment.jobs, "dataset", job, place)[0])
+
+    def _found(self, function: str, *args: object) -> int | None:
+        """Of the views that say whether there is such a number, and which."""
+        found, number = self._read(self._deployment.jobs, function, *args)
+        return int(number) if found else None
 
     def refundable_wei(self, job: JobId) -> int:
         return int(self._read(self._deployment.jobs, "refundable", job, now=True)[0])
@@ -329,146 +305,34 @@ class ChainLedger:
     # -- money ----------------------------------------------------------------------------------------
     def settle(self, settlement: Settlement) -> Receipt:
         s = settlement
-        return self._write(
-            self._deployment.distributor, "settle", s.job, s.round, s.root, s.total_wei, s.evidence.digest
-        ).receipt
+        told = (s.root, s.total_wei, s.score_root, s.weights, s.evidence.digest)
+        return self._write(self._deployment.distributor, "settle", s.job, s.round, *told).receipt
 
-    def settlement(self, job: JobId, round_: int) -> tuple[Settlement, int] | None:
+    def settlement(self, job: JobId, round_: int) -> SettlementState | None:
         found = self._read(self._deployment.distributor, "settlement", job, round_)[0]
-        root, evidence, total, claimable_at = found
-        if claimable_at == 0:
+        root, digest, *numbers = found
+        if numbers[1] == 0:
             return None
-        return Settlement(job, round_, bytes.fromhex(root[2:]), total, _cid(evidence)), claimable_at
+        return SettlementState(job, round_, bytes_of(root), bytes_of(digest), *map(int, numbers))
+
+    def final_at(self, job: JobId) -> int:
+        return int(self._read(self._deployment.distributor, "finalAt", job)[0])
+
+    def unclaimed_wei(self, job: JobId) -> int:
+        return int(self._read(self._deployment.distributor, "unclaimed", job)[0])
 
     def claimed_wei(self, job: JobId, account: Address, asset: int) -> int:
-        return int(self._read(self._deployment.distributor, "claimed", job, account, asset)[0])
+        who = NOBODY if asset else account
+        return int(self._read(self._deployment.distributor, "claimed", job, who, asset)[0])
 
     def claim(self, job: JobId, round_: int, leaf: Leaf, proof: Sequence[ProofStep]) -> Receipt:
-        line = (leaf.account, leaf.asset, leaf.score, leaf.reward_wei, leaf.cumulative_wei)
-        steps = [(step.hash, step.sum_wei, step.is_left) for step in proof]
-        return self._write(self._deployment.distributor, "claim", job, round_, line, steps).receipt
+        told = (leaf_to_abi(leaf), steps_to_abi(proof))
+        return self._write(self._deployment.distributor, "claim", job, round_, *told).receipt
 
-    # -- calls ----------------------------------------------------------------------------------------
-    def _wallet(self) -> Writer:
-        if self._writer is None:
-            raise WalletError(
-                "no wallet to write with",
-                why="the chain was opened for reading",
-                help_command="dfl-node wallet new",
-            )
-        return self._writer
-
-    def _write(self, contract: Address, function: str, *args: object) -> Mined:
-        return self._wallet().send(function, contract, self._abis[contract].encode(function, *args))
-
-    def _read(self, contract: Address, function: str, *args: object, now: bool = False) -> list[Any]:
-        """What a view function returns at the newest block, or (`now`) as in a block mined now."""
-        abi: ContractAbi = self._abis[contract]
-        call: dict[str, object] = {"to": contract, "data": "0x" + abi.encode(function, *args).hex()}
-        try:
-            answer = (
-                self._rpc.call_now("eth_call", call) if now else self._rpc.call("eth_call", call, "latest")
-            )
-        except RpcError as error:
-            raise refusal(function, error) from None
-        with self._understood(function):
-            return abi.decode_result(function, self._rpc.as_bytes(answer))
-
-    def _allow(self, spender: Address, amount_wei: int, call: str) -> None:
-        """Let a contract take VNX. An allowance that an interrupted call left behind is used up first."""
-        if amount_wei == 0:
-            return
-        token, owner = self._deployment.token, self.address
-        if self._read(token, "allowance", owner, spender)[0] >= amount_wei:
-            return
-        held = self.balance_wei(owner)
-        if held < amount_wei:
-            raise InsufficientFunds(
-                f"{call} needs more VNX than the wallet has",
-                why=f"needed are {amount_wei} wei, available are {held} wei",
-                help_command="dfl-node wallet show",
-            )
-        self._write(token, "approve", spender, amount_wei)
-
-    def _event(self, entry: dict[str, Any]) -> Event | None:
-        """None for what is not ours. Raises ValueError, KeyError, TypeError for what is not a log."""
-        contract = checksummed(self._rpc.as_bytes(entry["address"]))
-        abi = self._abis.get(Address(contract))
-        if abi is None:
-            return None
-        topics = [self._rpc.as_bytes(topic) for topic in entry["topics"]]
-        decoded = abi.decode_event(topics, self._rpc.as_bytes(entry["data"]))
-        if decoded is None:
-            return None
-        name, args = decoded
-        return Event(
-            self._rpc.as_int(entry["blockNumber"]),
-            "0x" + self._rpc.as_bytes(entry["blockHash"]).hex(),
-            self._rpc.as_int(entry["logIndex"]),
-            TxHash("0x" + self._rpc.as_bytes(entry["transactionHash"]).hex()),
-            abi.name,
-            name,
-            args,
-        )
-
-    def _rpc_call(self, method: str, *params: object) -> Any:
-        try:
-            return self._rpc.call(method, *params)
-        except RpcError as error:
-            raise self._refused(error) from None
-
-    def _rpc_quantity(self, method: str, *params: object) -> int:
-        return self._rpc.as_int(self._rpc_call(method, *params))
-
-    def _refused(self, error: RpcError) -> ChainUnreachable:
-        return ChainUnreachable(
-            f"{self._rpc.shown} refuses {error.method}", why=error.message, help_command=HELP
-        )
-
-    @contextmanager
-    def _understood(self, what: str) -> Iterator[None]:
-        """Whatever cannot be decoded is the endpoint's fault."""
-        try:
-            yield
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ChainUnreachable(
-                f"{self._rpc.shown} answered {what} with something else",
-                why=type(error).__name__,
-                help_command=HELP,
-            ) from error
+    def claim_many(self, requests: Sequence[ClaimRequest]) -> Receipt:
+        told = [(r.job, r.round, leaf_to_abi(r.leaf), steps_to_abi(r.proof)) for r in requests]
+        return self._write(self._deployment.distributor, "claimMany", told).receipt
 
 
-def _terms_to_abi(terms: JobTerms) -> tuple[object, ...]:
-    """In the order of `struct JobTerms`."""
-    return (
-        terms.spec.digest,
-        terms.model.digest,
-        int(terms.mode),
-        terms.rounds,
-        terms.quorum,
-        terms.min_nodes,
-        terms.open_window_s,
-        terms.commit_window_s,
-        terms.reveal_window_s,
-        terms.aggregate_window_s,
-        terms.target,
-        terms.settle_window_s,
-        terms.challenge_window_s,
-        terms.round_budget_wei,
-        terms.required_stake_wei,
-    )
-
-
-def _terms_from_abi(fields: Sequence[Any]) -> JobTerms:
-    spec, model, mode, *numbers = fields
-    return JobTerms(_cid(spec), _cid(model), Mode(mode), *numbers)
-
-
-def _cid(digest: str) -> Cid:
-    return Cid.from_digest(bytes.fromhex(digest[2:]))
-
-
-def _int(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError("not a number")
-    return value
+def _publication(found: Sequence[int]) -> Publication | None:
+    return Publication(*map(int, found)) if int(found[0]) else None

@@ -24,7 +24,8 @@ from eth_utils.crypto import keccak
 from dfl_ledger.records import Contribution
 from dfl_ledger.words import WORD, word_decoder
 
-CONTRACTS = ("VnxToken", "NodeRegistry", "TrainingJobs", "RewardDistributor")
+# In the order of their deployment: each is given the addresses of those it works with, which follow from it.
+CONTRACTS = ("VnxToken", "NodeRegistry", "AssetRegistry", "TrainingJobs", "ScoreBoard", "RewardDistributor")
 
 # What solc itself reverts with.
 _ERROR_STRING = keccak(text="Error(string)")[:4]

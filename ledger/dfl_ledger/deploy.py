@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eth_utils.address import is_checksum_address, to_checksum_address
+from eth_utils.crypto import keccak
 
-from dfl_ledger.contracts import load
-from dfl_ledger.errors import ChainUnreachable, UsageError
+from dfl_ledger.contracts import CONTRACTS, load
+from dfl_ledger.errors import ChainUnreachable, UsageError, VerificationFailed
 from dfl_ledger.records import Address
 
 if TYPE_CHECKING:
@@ -22,28 +23,27 @@ if TYPE_CHECKING:
 
 _MAX_FILE_BYTES = 64 << 10
 _HELP = "dfl-node chain deploy"
+MIN_EVALUATOR_STAKE_WEI = 10**18
 
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Where the four contracts are. Events before `deploy_block` are not ours."""
+    """Where the six contracts are. Events before `deploy_block` are not ours."""
 
     chain_id: int
     token: Address
     registry: Address
+    assets: Address
     jobs: Address
+    board: Address
     distributor: Address
     deploy_block: int
 
     @property
     def addresses(self) -> dict[str, Address]:
         """By contract name."""
-        return {
-            "VnxToken": self.token,
-            "NodeRegistry": self.registry,
-            "TrainingJobs": self.jobs,
-            "RewardDistributor": self.distributor,
-        }
+        own = (self.token, self.registry, self.assets, self.jobs, self.board, self.distributor)
+        return dict(zip(CONTRACTS, own, strict=True))
 
     def to_json(self) -> str:
         fields = {
@@ -61,16 +61,19 @@ class Deployment:
         except (ValueError, RecursionError) as error:
             raise _invalid("not JSON") from error
         outer = _exactly(fields, ("chainId", "deployBlock", "contracts"), "the file")
-        names = ("VnxToken", "NodeRegistry", "TrainingJobs", "RewardDistributor")
-        contracts = _exactly(outer["contracts"], names, "`contracts`")
-        token, registry, jobs, distributor = (_address(name, contracts[name]) for name in names)
-        if len({token, registry, jobs, distributor}) < len(names):
+        contracts = _exactly(outer["contracts"], CONTRACTS, "`contracts`")
+        token, registry, assets, jobs, board, distributor = (
+            _address(name, contracts[name]) for name in CONTRACTS
+        )
+        if len({token, registry, assets, jobs, board, distributor}) < len(CONTRACTS):
             raise _invalid("two contracts have one address")
         return cls(
             _natural("chainId", outer["chainId"], 1),
             token,
             registry,
+            assets,
             jobs,
+            board,
             distributor,
             _natural("deployBlock", outer["deployBlock"], 0),
         )
@@ -120,11 +123,18 @@ def find_deployment(chain_id: int, search: Sequence[Path]) -> Deployment:
 
 
 def deploy(
-    rpc_url: str, account: LocalAccount, *, unbond_delay_s: int, fees: FeePolicy | None = None
+    rpc_url: str,
+    account: LocalAccount,
+    *,
+    unbond_delay_s: int,
+    min_evaluator_stake_wei: int = MIN_EVALUATOR_STAKE_WEI,
+    fees: FeePolicy | None = None,
 ) -> Deployment:
-    """Deploy all four contracts; `account` becomes the treasury that holds the whole VNX supply.
+    """Deploy all six contracts; `account` becomes the treasury that holds the whole VNX supply.
 
-    Raises ChainUnreachable, InsufficientFunds, Reverted, TimedOut.
+    They know each other from their first block on, for good: nobody can give one a false partner later. So
+    their addresses are computed before any of them exists, and what became of it is checked in the end.
+    Raises ChainUnreachable, InsufficientFunds, Reverted, TimedOut, VerificationFailed.
     """
     # web3 is slow to import, and reading a deployment file does not need it.
     from dfl_ledger.rpc import Rpc
@@ -134,17 +144,89 @@ def deploy(
     try:
         chain_id = rpc.quantity("eth_chainId")
         deploy_block = rpc.quantity("eth_blockNumber") + 1
+        nonce = rpc.quantity("eth_getTransactionCount", account.address, "pending")
+        token, registry, assets, jobs, board, distributor = (
+            created_address(account.address, nonce + place) for place in range(len(CONTRACTS))
+        )
+        planned = Deployment(chain_id, token, registry, assets, jobs, board, distributor, deploy_block)
+        arguments: dict[str, tuple[object, ...]] = {
+            "VnxToken": (account.address,),
+            "NodeRegistry": (
+                *(token, unbond_delay_s, min_evaluator_stake_wei),
+                *(jobs, board, distributor),
+            ),
+            "AssetRegistry": (),
+            "TrainingJobs": (token, registry, assets, board, distributor),
+            "ScoreBoard": (registry, jobs),
+            "RewardDistributor": (token, registry, assets, jobs, board),
+        }
         writer = Writer(rpc, chain_id, account, fees or FeePolicy())
-        token = _create(writer, "VnxToken", account.address)
-        registry = _create(writer, "NodeRegistry", token, unbond_delay_s)
-        jobs = _create(writer, "TrainingJobs", token, registry)
-        # TrainingJobs creates its distributor itself, so that neither can be given a false partner.
-        abi = load("TrainingJobs")
-        answer = rpc.call("eth_call", {"to": jobs, "data": "0x" + abi.encode("distributor").hex()}, "latest")
-        distributor = Address(abi.decode_result("distributor", rpc.as_bytes(answer))[0])
-        return Deployment(chain_id, token, registry, jobs, distributor, deploy_block)
+        for name in CONTRACTS:
+            created, wanted = _create(writer, name, *arguments[name]), planned.addresses[name]
+            if created != wanted:
+                raise VerificationFailed(
+                    f"{name} was created at {created}",
+                    why=f"the others expect it at {wanted}: this wallet sent something else in between",
+                    help_command=_HELP,
+                )
+        check_links(rpc, planned)
+        return planned
     finally:
         rpc.close()
+
+
+def created_address(sender: str, nonce: int) -> Address:
+    """Where a contract that this account creates with this nonce comes to lie: keccak256(rlp([sender,
+    nonce])).
+    """
+    raw = nonce.to_bytes((nonce.bit_length() + 7) // 8, "big")
+    short = raw if len(raw) == 1 and raw[0] < 0x80 else bytes((0x80 + len(raw),)) + raw
+    items = bytes((0x80 + 20,)) + bytes.fromhex(sender[2:]) + short
+    return Address(to_checksum_address(keccak(bytes((0xC0 + len(items),)) + items)[12:]))
+
+
+_LINKS = {
+    "NodeRegistry": {
+        "token": "VnxToken",
+        "jobs": "TrainingJobs",
+        "board": "ScoreBoard",
+        "distributor": "RewardDistributor",
+    },
+    "TrainingJobs": {
+        "token": "VnxToken",
+        "registry": "NodeRegistry",
+        "assets": "AssetRegistry",
+        "board": "ScoreBoard",
+        "distributor": "RewardDistributor",
+    },
+    "ScoreBoard": {"registry": "NodeRegistry", "jobs": "TrainingJobs"},
+    "RewardDistributor": {
+        "token": "VnxToken",
+        "registry": "NodeRegistry",
+        "assets": "AssetRegistry",
+        "jobs": "TrainingJobs",
+        "board": "ScoreBoard",
+    },
+}
+
+
+def check_links(rpc: Rpc, deployment: Deployment) -> None:
+    """Raises VerificationFailed unless each contract names the others as this deployment does."""
+    for name, partners in _LINKS.items():
+        abi, own = load(name), deployment.addresses[name]
+        for getter, partner in partners.items():
+            data = "0x" + abi.encode(getter).hex()
+            answer = rpc.call("eth_call", {"to": own, "data": data}, "latest")
+            try:
+                found = str(abi.decode_result(getter, rpc.as_bytes(answer))[0])
+            except ValueError:
+                found = "something else"
+            if found != deployment.addresses[partner]:
+                raise VerificationFailed(
+                    f"{name} does not belong to this deployment",
+                    why=f"its {getter} is {found}, not {deployment.addresses[partner]}",
+                    help_command=_HELP,
+                )
 
 
 def code_missing(rpc: Rpc, deployment: Deployment) -> list[str]:

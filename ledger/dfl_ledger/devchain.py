@@ -34,7 +34,7 @@ from dfl_ledger.transactions import FeePolicy, Writer
 log = structlog.get_logger(__name__)
 
 CHAIN_ID = 31337
-UNBOND_DELAY_S = 60
+UNBOND_DELAY_S = 30 * 24 * 3600  # no job's windows together may be longer
 _START_DEADLINE_S = 15.0
 _STOP_DEADLINE_S = 5.0
 _PORT_ATTEMPTS = 5

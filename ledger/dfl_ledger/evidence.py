@@ -1,58 +1,40 @@
-"""The evidence of a settlement: every contribution of a round, its score, and what follows for money.
+"""The evidence of a settlement: what the chain fixed of a round, its scores, and what follows for money.
 
-Whoever settles publishes the evidence as a file and puts its CID and the root of its leaves on chain;
-everybody else derives the same leaves from the same evidence, or refuses it. How a round's budget is split:
-
-    weight(entry)  = max(score, 0) if accepted, else 0; if no accepted entry has a weight above 0, each has 1
-    reward(entry)  = round_budget_wei * weight // sum of weights           (integers, rounded down)
-    cumulative     = what the account's leaf of the last settled round held + reward
-
-The remainder of the division, and the whole budget when nothing was accepted, stay in escrow and go back to
-the requester. An account of earlier rounds with nothing in this one keeps its leaf with reward 0, so that the
-newest leaf always pays everything before it.
+Whoever settles publishes the evidence as a file and puts its CID, and the roots of the two trees that follow
+from it, on chain. Nothing in it is the settler's word: contributions, vectors and payees are the chain's, a
+score is the median of the vectors (facts.py), and a reward follows from the scores (rewards.py). Everybody
+derives the same lines from the same chain; the file spares them the work, and keeps what a later chain may
+have forgotten. Only why a piece was refused is the settler's to say, and changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 from eth_hash.auto import keccak
 
-from dfl_ledger import codec
+from dfl_ledger import codec, rewards
 from dfl_ledger.errors import VerificationFailed
-from dfl_ledger.merkle import SumTree, leaf_key
-from dfl_ledger.records import Address, Cid, JobId, Leaf, Settlement
+from dfl_ledger.facts import Ballot, Piece, RoundFacts, Shares
+from dfl_ledger.merkle import RewardTree, ScoreTree
+from dfl_ledger.records import NOBODY, REFUSED, Address, Cid, JobId, Leaf, Payee, Settlement
 
-EVIDENCE_VERSION = 1
+EVIDENCE_VERSION = 2
 MAX_EVIDENCE_BYTES = 8 * 2**20
 MAX_WHY_CHARS = 300
+MAX_SEATS = 16
 _MAX_METHOD_CHARS = 64
+_BPS = (0, 10_000)
+_UINT8 = (0, 2**8 - 1)
 _UINT32 = (0, 2**32 - 1)
 _UINT64 = (0, 2**64 - 1)
+_ASSET = (0, 2**63 - 1)  # numbered from 1 on
 _UINT96 = (0, 2**96 - 1)
 _UINT128 = (0, 2**128 - 1)
-_UINT256 = (0, 2**256 - 1)
-_INT128 = (-(2**127), 2**127 - 1)
-_ENTRY_FIELDS = frozenset({"node", "index", "cid", "samples", "accepted", "why", "score"})
-_LEAF_FIELDS = frozenset({"account", "asset", "score", "reward_wei", "cumulative_wei"})
-_FIELDS = frozenset(
-    {
-        "version",
-        "job",
-        "round",
-        "parent",
-        "model",
-        "validation",
-        "method",
-        "round_budget_wei",
-        "entries",
-        "leaves",
-    }
-)
+_INT64 = (-(2**63), 2**63 - 1)
 T = TypeVar("T")
 
 
@@ -68,35 +50,122 @@ class EvidenceEntry:
     index: int  # the order of reveal, as on chain
     cid: Cid
     samples: int
-    accepted: bool
-    why: str  # the refusal's reason, empty when accepted
-    score: int  # fixed point, 1e-9 of validation loss; 0 when refused
+    score: int  # the panel's median: fixed point, 1e-9 of validation loss, or REFUSED
+    why: str = ""  # of a refusal, in the settler's words
 
     def __post_init__(self) -> None:
         printable = self.why.encode("utf-8", "replace").decode()
         object.__setattr__(self, "why", printable[:MAX_WHY_CHARS])
 
+    @property
+    def accepted(self) -> bool:
+        return self.score != REFUSED
+
 
 @dataclass(frozen=True, slots=True)
+class EvidenceDataset:
+    """One of the data sets that were measured; its place among them is the job's."""
+
+    asset: int
+    worth: int  # the panel's median: fixed point, 1e-9 of validation loss
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Everything needed to recompute a round's settlement. Raises ValueError for values that cannot stand.
 
-    Entries are in rising order of index, leaves in the order of the sum tree.
+    Entries are in rising order of index, leaves in that of the payees' numbers.
     """
 
     job: JobId
     round: int
-    parent: Cid  # the model that the updates started from
-    model: Cid  # the model they were aggregated into
+    parent: Cid  # the model that the pieces started from
+    model: Cid  # the one they were made into
     validation: Cid | None  # the rows they were scored on
     method: str  # "shapley", "leave-one-out" ...
-    round_budget_wei: int
+    shares: Shares
     entries: tuple[EvidenceEntry, ...]
     leaves: tuple[Leaf, ...]
+    datasets: tuple[EvidenceDataset, ...] = ()
+    audits: int = 0
+    ballots: tuple[Ballot, ...] = ()  # by seat
     version: int = EVIDENCE_VERSION
 
     def __post_init__(self) -> None:
         _check_form(self)
+
+    @classmethod
+    def of(
+        cls,
+        facts: RoundFacts,
+        previous_leaves: Sequence[Leaf],
+        *,
+        validation: Cid | None,
+        method: str,
+        whys: Mapping[int, str] | None = None,
+    ) -> Evidence:
+        """What a settlement of the round has to say. `whys` are reasons of refusals, by index.
+
+        `previous_leaves` are those of the settlement before, empty before the first. Raises ValueError if
+        they are not of the same job.
+        """
+        medians, n = facts.medians, len(facts.contributions)
+        entries = tuple(
+            EvidenceEntry(
+                piece.node,
+                index,
+                piece.cid,
+                piece.samples,
+                medians[index],
+                (whys or {}).get(index, "") if medians[index] == REFUSED else "",
+            )
+            for index, piece in enumerate(facts.contributions)
+        )
+        return cls(
+            job=facts.job,
+            round=facts.round,
+            parent=facts.parent,
+            model=facts.model,
+            validation=validation,
+            method=method,
+            shares=facts.shares,
+            entries=entries,
+            leaves=rewards.leaves(facts, previous_leaves),
+            datasets=tuple(
+                EvidenceDataset(asset, medians[n + place]) for place, asset in enumerate(facts.datasets)
+            ),
+            audits=facts.audits,
+            ballots=facts.ballots,
+        )
+
+    @cached_property
+    def facts(self) -> RoundFacts:
+        """What this evidence says of the chain."""
+        return RoundFacts(
+            job=self.job,
+            round=self.round,
+            parent=self.parent,
+            model=self.model,
+            shares=self.shares,
+            contributions=tuple(Piece(entry.node, entry.cid, entry.samples) for entry in self.entries),
+            datasets=tuple(dataset.asset for dataset in self.datasets),
+            audits=self.audits,
+            ballots=self.ballots,
+            payees=tuple(Payee(leaf.account, leaf.asset) for leaf in self.leaves),
+        )
+
+    @property
+    def round_budget_wei(self) -> int:
+        return self.shares.round_budget_wei
+
+    @cached_property
+    def reward_tree(self) -> RewardTree:
+        return RewardTree(self.leaves)
+
+    @cached_property
+    def score_tree(self) -> ScoreTree:
+        scores = [entry.score for entry in self.entries] + [dataset.worth for dataset in self.datasets]
+        return ScoreTree(rewards.score_leaves(len(self.entries), scores))
 
     def encode(self) -> bytes:
         """Canonical DAG-CBOR. Raises ValueError beyond MAX_EVIDENCE_BYTES."""
@@ -109,8 +178,16 @@ class Evidence:
                 "model": self.model,
                 "validation": self.validation,
                 "method": self.method,
-                "round_budget_wei": codec.decimal(self.round_budget_wei),
-                "entries": [_entry_to_map(entry) for entry in self.entries],
+                "shares": {
+                    **_fields_of(self.shares),
+                    "round_budget_wei": codec.decimal(self.round_budget_wei),
+                },
+                "entries": [_fields_of(entry) for entry in self.entries],
+                "datasets": [_fields_of(dataset) for dataset in self.datasets],
+                "audits": self.audits,
+                "ballots": [
+                    {**_fields_of(ballot), "weight": codec.decimal(ballot.weight)} for ballot in self.ballots
+                ],
                 "leaves": [_leaf_to_map(leaf) for leaf in self.leaves],
             }
         )
@@ -129,75 +206,99 @@ class Evidence:
 
     def settlement(self, evidence_cid: Cid) -> Settlement:
         """What to put on chain once this evidence is stored as `evidence_cid`."""
-        tree = SumTree(self.leaves)
-        return Settlement(self.job, self.round, tree.root, tree.total_wei, evidence_cid)
+        tree, scores = self.reward_tree, self.score_tree
+        return Settlement(
+            self.job, self.round, tree.root, tree.total_wei, evidence_cid, scores.root, scores.total
+        )
 
-    def check(self, settlement: Settlement, previous_leaves: Sequence[Leaf] | None = None) -> None:
-        """Raises VerificationFailed with the first thing that does not follow from the entries or the chain.
+    def check(
+        self,
+        settlement: Settlement,
+        previous_leaves: Sequence[Leaf] | None = None,
+        facts: RoundFacts | None = None,
+    ) -> None:
+        """Raises VerificationFailed with the first thing that does not follow.
 
         `previous_leaves` are those of the job's last settled round (empty before the first); None when they
-        are not known, and then only the growth of cumulative rewards goes unchecked.
+        are not known, and then only the growth of cumulative rewards goes unchecked. `facts` are the chain's;
+        None when they are not known yet.
         """
-        here = f"evidence of job {self.job} round {self.round}"
-
-        def require(holds: bool, why: str) -> None:
-            if not holds:
-                raise VerificationFailed(f"{here} does not support its settlement", why=why)
-
-        require((self.job, self.round) == (settlement.job, settlement.round), "it is of another round")
-        tree = SumTree(self.leaves)
-        require(tree.root == settlement.root, f"its leaves have the root 0x{tree.root.hex()}")
-        require(tree.total_wei == settlement.total_wei, f"its leaves sum to {tree.total_wei} wei")
-        paid_wei = sum(leaf.reward_wei for leaf in self.leaves)
-        budget_wei = self.round_budget_wei
-        require(paid_wei <= budget_wei, f"rewards of {paid_wei} wei exceed the budget of {budget_wei}")
-        own = {leaf_key(leaf): leaf for leaf in self.leaves}
-        due = {leaf_key(leaf): leaf for leaf in split(budget_wei, self.entries, previous_leaves or ())}
-        for key, leaf in due.items():
-            require(key in own, f"{leaf.account} has no leaf for asset {leaf.asset}")
-            stated = own[key]
-            require(
-                (stated.score, stated.reward_wei) == (leaf.score, leaf.reward_wei),
-                f"{leaf.account} is due {leaf.reward_wei} wei for a score of {leaf.score}, "
-                f"not {stated.reward_wei} for {stated.score}",
+        why = next(self._mismatches(settlement, previous_leaves, facts), None)
+        if why is not None:
+            raise VerificationFailed(
+                f"evidence of job {self.job} round {self.round} does not support its settlement", why=why
             )
-        for key, leaf in own.items():
-            require(
-                leaf.cumulative_wei >= leaf.reward_wei, f"{leaf.account} has less in all than in this round"
-            )
-            require(key in due or leaf.reward_wei == 0, f"{leaf.account} is paid for no contribution")
-            if previous_leaves is not None:
-                cumulative_wei = due[key].cumulative_wei if key in due else 0
-                require(
-                    leaf.cumulative_wei == cumulative_wei,
-                    f"{leaf.account} has earned {cumulative_wei} wei in all, not {leaf.cumulative_wei}",
+
+    def _mismatches(
+        self, settlement: Settlement, previous_leaves: Sequence[Leaf] | None, facts: RoundFacts | None
+    ) -> Iterator[str]:
+        if (self.job, self.round) != (settlement.job, settlement.round):
+            yield "it is of another round"
+        own = self.settlement(settlement.evidence)
+        if own.root != settlement.root:
+            yield f"its lines have the root 0x{own.root.hex()}"
+        if own.total_wei != settlement.total_wei:
+            yield f"its lines sum to {own.total_wei} wei"
+        if (own.score_root, own.weights) != (settlement.score_root, settlement.weights):
+            yield f"its scores have the root 0x{own.score_root.hex()} and weigh {own.weights:#x}"
+        if facts is not None:
+            yield from _differences(self.facts, facts)
+        yield from self._wrong_medians()
+        yield from self._wrong_leaves(previous_leaves)
+
+    def _wrong_medians(self) -> Iterator[str]:
+        try:
+            medians = self.facts.medians
+        except VerificationFailed as bad:
+            yield str(bad)
+            return
+        stated = [(str(entry.node), entry.score) for entry in self.entries]
+        stated += [(f"asset {dataset.asset}", dataset.worth) for dataset in self.datasets]
+        for (who, score), median in zip(stated, medians, strict=True):
+            if score != median:
+                yield f"the median score of {who} is {median}, not {score}"
+
+    def _wrong_leaves(self, previous: Sequence[Leaf] | None) -> Iterator[str]:
+        try:
+            due = rewards.leaves(self.facts, previous or ())
+        except ValueError as bad:
+            yield str(bad)
+            return
+        for own, leaf in zip(self.leaves, due, strict=True):
+            who = f"asset {own.asset}" if own.asset else own.account
+            if (own.score, own.reward_wei) != (leaf.score, leaf.reward_wei):
+                yield (
+                    f"{who} is due {leaf.reward_wei} wei for a score of {leaf.score}, "
+                    f"not {own.reward_wei} for {own.score}"
                 )
+            if own.cumulative_wei < own.reward_wei:
+                yield f"{who} has less in all than in this round"
+            if previous is not None and own.cumulative_wei != leaf.cumulative_wei:
+                yield f"{who} has earned {leaf.cumulative_wei} wei in all, not {own.cumulative_wei}"
 
 
-def split(
-    round_budget_wei: int, entries: Sequence[EvidenceEntry], previous_leaves: Sequence[Leaf]
-) -> tuple[Leaf, ...]:
-    """A round's leaves from its scores, by the formula at the head of this file, in the order of the tree.
+def _differences(own: RoundFacts, chain: RoundFacts) -> Iterator[str]:
+    """Where evidence speaks of something else than what the chain has."""
+    for field in fields(RoundFacts):
+        ours, theirs = getattr(own, field.name), getattr(chain, field.name)
+        if ours == theirs:
+            continue
+        if not isinstance(ours, tuple):
+            yield f"its {field.name} is {_shown(ours)}, the chain's {_shown(theirs)}"
+            continue
+        for place, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+            if one != other:
+                yield f"its {field.name}[{place}] is {_shown(one)}, the chain's {_shown(other)}"
+        yield f"it has {len(ours)} {field.name}, the chain {len(theirs)}"
 
-    Every node with an entry has a leaf, a refused one with reward 0. Raises ValueError if a node has two
-    entries or an account two previous leaves.
-    """
-    weights = {entry.node: max(entry.score, 0) for entry in entries if entry.accepted}
-    if not any(weights.values()):
-        weights = dict.fromkeys(weights, 1)
-    total_weight = sum(weights.values())
-    previous = {(leaf.account, leaf.asset): leaf.cumulative_wei for leaf in previous_leaves}
-    scores = {entry.node: entry.score if entry.accepted else 0 for entry in entries}
-    if len(scores) != len(entries) or len(previous) != len(previous_leaves):
-        raise ValueError("a node stands twice among the entries or the previous leaves")
-    leaves = []
-    for account, asset in previous.keys() | {(node, 0) for node in scores}:
-        weight = weights.get(account, 0) if asset == 0 else 0
-        reward_wei = round_budget_wei * weight // total_weight if weight else 0
-        score = scores.get(account, 0) if asset == 0 else 0
-        cumulative_wei = previous.get((account, asset), 0) + reward_wei
-        leaves.append(Leaf(account, asset, score, reward_wei, cumulative_wei))
-    return tuple(sorted(leaves, key=leaf_key))
+
+def _shown(value: object) -> str:
+    """Short: a vector may be long."""
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes 0x{value[:8].hex()}…"
+    if isinstance(value, (Piece, Ballot, Payee, Shares)):
+        return ", ".join(f"{name} {_shown(own)}" for name, own in _fields_of(value).items())
+    return str(value)
 
 
 # -- form: types, ranges and order, the same for what we publish and what we read --------------------------
@@ -206,34 +307,58 @@ def _check_form(evidence: Evidence) -> None:
         raise ValueError(f"version {evidence.version!r:.40} is not {EVIDENCE_VERSION}")
     _in_range("job", evidence.job, _UINT64)
     _in_range("round", evidence.round, _UINT32)
-    _in_range("round_budget_wei", evidence.round_budget_wei, _UINT96)
+    _check_shares(evidence.shares)
     if not 0 < len(evidence.method) <= _MAX_METHOD_CHARS:
         raise ValueError(f"method: from 1 to {_MAX_METHOD_CHARS} characters")
-    nodes: set[Address] = set()
     for place, entry in enumerate(evidence.entries):
         if entry.index != place:
             raise ValueError(f"entries[{place}].index is {entry.index}")
-        if entry.node in nodes:
-            raise ValueError(f"entries[{place}].node stands twice: {entry.node}")
-        nodes.add(entry.node)
         _check_eip55(entry.node)
         _in_range("samples", entry.samples, _UINT64)
-        _in_range("score", entry.score, _INT128)
-        if not entry.accepted and entry.score != 0:
-            raise ValueError(f"entries[{place}] is refused but has a score")
+        _in_range("score", entry.score, _INT64)
         if entry.accepted and entry.why:
             raise ValueError(f"entries[{place}] is accepted but has a reason of refusal")
+    _check_distinct("entries", [entry.node for entry in evidence.entries])
+    for dataset in evidence.datasets:
+        _in_range("asset", dataset.asset, (1, _ASSET[1]))
+        _in_range("worth", dataset.worth, _INT64)
+    _check_distinct("datasets", [dataset.asset for dataset in evidence.datasets])
+    _in_range("audits", evidence.audits, _UINT8)
+    if len(evidence.ballots) > MAX_SEATS:
+        raise ValueError(f"{len(evidence.ballots)} ballots, at most {MAX_SEATS} can be")
+    for ballot in evidence.ballots:
+        _check_eip55(ballot.evaluator)
+        _in_range("weight", ballot.weight, _UINT96)
+    _check_distinct("ballots", [ballot.evaluator for ballot in evidence.ballots])
+    if not evidence.entries or not evidence.leaves:
+        raise ValueError("a round that is settled has a contribution and a payee")
     for leaf in evidence.leaves:
         _check_eip55(leaf.account)
-        _in_range("asset", leaf.asset, _UINT256)
-        _in_range("score", leaf.score, _INT128)
+        _in_range("asset", leaf.asset, _ASSET)
+        _in_range("score", leaf.score, _INT64)
         _in_range("reward_wei", leaf.reward_wei, _UINT128)
         _in_range("cumulative_wei", leaf.cumulative_wei, _UINT128)
-    keys = [leaf_key(leaf) for leaf in evidence.leaves]
-    if not keys or any(left >= right for left, right in pairwise(keys)):
-        raise ValueError("leaves must be at least one, in rising order of (account, asset), none twice")
+        if (leaf.account == NOBODY) == (leaf.asset == 0):
+            raise ValueError("a leaf is of an account or of an asset")
+    _check_distinct("leaves", [(leaf.account, leaf.asset) for leaf in evidence.leaves])
     if sum(leaf.cumulative_wei for leaf in evidence.leaves) > _UINT128[1]:
         raise ValueError("the leaves' sum does not fit in 128 bits")
+
+
+def _check_shares(shares: Shares) -> None:
+    _in_range("round_budget_wei", shares.round_budget_wei, _UINT96)
+    bps = (shares.data_bps, shares.model_bps, shares.algorithm_bps, shares.evaluator_bps)
+    for name, value in zip(("data_bps", "model_bps", "algorithm_bps", "evaluator_bps"), bps, strict=True):
+        _in_range(name, value, _BPS)
+    _in_range("shares", sum(bps), _BPS)
+    _in_range("model_asset", shares.model_asset, _ASSET)
+    _in_range("algorithm_asset", shares.algorithm_asset, _ASSET)
+
+
+def _check_distinct(what: str, names: Sequence[object]) -> None:
+    if len(set(names)) != len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise ValueError(f"{what}: {twice} stands twice")
 
 
 def _in_range(name: str, value: int, bounds: tuple[int, int]) -> None:
@@ -254,30 +379,20 @@ def _check_eip55(account: str) -> None:
 
 
 # -- maps -------------------------------------------------------------------------------------------------
-def _entry_to_map(entry: EvidenceEntry) -> dict[str, Any]:
-    return {
-        "node": entry.node,
-        "index": entry.index,
-        "cid": entry.cid,
-        "samples": entry.samples,
-        "accepted": entry.accepted,
-        "why": entry.why,
-        "score": codec.decimal(entry.score),
-    }
+def _fields_of(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def _leaf_to_map(leaf: Leaf) -> dict[str, Any]:
     return {
-        "account": leaf.account,
-        "asset": codec.decimal(leaf.asset),
-        "score": codec.decimal(leaf.score),
+        **_fields_of(leaf),
         "reward_wei": codec.decimal(leaf.reward_wei),
         "cumulative_wei": codec.decimal(leaf.cumulative_wei),
     }
 
 
 def _evidence_from_map(values: object) -> Evidence:
-    table = _table("evidence", values, _FIELDS)
+    table = _table("evidence", values, Evidence)
     validation = table["validation"]
     return Evidence(
         version=_typed("version", table["version"], int),
@@ -287,14 +402,23 @@ def _evidence_from_map(values: object) -> Evidence:
         model=_typed("model", table["model"], Cid),
         validation=None if validation is None else _typed("validation", validation, Cid),
         method=_typed("method", table["method"], str),
-        round_budget_wei=codec.read_decimal(table["round_budget_wei"]),
-        entries=tuple(_entry_from_map(entry) for entry in _typed("entries", table["entries"], list)),
-        leaves=tuple(_leaf_from_map(leaf) for leaf in _typed("leaves", table["leaves"], list)),
+        shares=_shares_from_map(table["shares"]),
+        entries=tuple(map(_entry_from_map, _typed("entries", table["entries"], list))),
+        datasets=tuple(map(_dataset_from_map, _typed("datasets", table["datasets"], list))),
+        audits=_typed("audits", table["audits"], int),
+        ballots=tuple(map(_ballot_from_map, _typed("ballots", table["ballots"], list))),
+        leaves=tuple(map(_leaf_from_map, _typed("leaves", table["leaves"], list))),
     )
 
 
+def _shares_from_map(values: object) -> Shares:
+    table = _table("shares", values, Shares)
+    budget_wei = codec.read_decimal(table.pop("round_budget_wei"))
+    return Shares(budget_wei, **{name: _typed(name, value, int) for name, value in table.items()})
+
+
 def _entry_from_map(values: object) -> EvidenceEntry:
-    table = _table("entry", values, _ENTRY_FIELDS)
+    table = _table("entry", values, EvidenceEntry)
     why = _typed("why", table["why"], str)
     if len(why) > MAX_WHY_CHARS:
         raise ValueError(f"why: more than {MAX_WHY_CHARS} characters")
@@ -303,28 +427,43 @@ def _entry_from_map(values: object) -> EvidenceEntry:
         index=_typed("index", table["index"], int),
         cid=_typed("cid", table["cid"], Cid),
         samples=_typed("samples", table["samples"], int),
-        accepted=_typed("accepted", table["accepted"], bool),
+        score=_typed("score", table["score"], int),
         why=why,
-        score=codec.read_decimal(table["score"]),
+    )
+
+
+def _dataset_from_map(values: object) -> EvidenceDataset:
+    table = _table("dataset", values, EvidenceDataset)
+    return EvidenceDataset(**{name: _typed(name, value, int) for name, value in table.items()})
+
+
+def _ballot_from_map(values: object) -> Ballot:
+    table = _table("ballot", values, Ballot)
+    vector = table["vector"]
+    return Ballot(
+        evaluator=Address(_typed("evaluator", table["evaluator"], str)),
+        weight=codec.read_decimal(table["weight"]),
+        vector=None if vector is None else _typed("vector", vector, bytes),
     )
 
 
 def _leaf_from_map(values: object) -> Leaf:
-    table = _table("leaf", values, _LEAF_FIELDS)
+    table = _table("leaf", values, Leaf)
     return Leaf(
         account=Address(_typed("account", table["account"], str)),
-        asset=codec.read_decimal(table["asset"]),
-        score=codec.read_decimal(table["score"]),
+        asset=_typed("asset", table["asset"], int),
+        score=_typed("score", table["score"], int),
         reward_wei=codec.read_decimal(table["reward_wei"]),
         cumulative_wei=codec.read_decimal(table["cumulative_wei"]),
     )
 
 
-def _table(name: str, values: object, fields: frozenset[str]) -> dict[str, object]:
+def _table(name: str, values: object, record: type[Any]) -> dict[str, object]:
+    """A map with exactly the fields of a record."""
     table: dict[str, object] = _typed(name, values, dict)
-    for field in sorted(table.keys() ^ fields):
+    for field in sorted(table.keys() ^ {field.name for field in fields(record)}):
         raise ValueError(f"{name}: field `{field:.60}` is {'unknown' if field in table else 'missing'}")
-    return table
+    return dict(table)
 
 
 def _typed(name: str, value: object, kind: type[T]) -> T:

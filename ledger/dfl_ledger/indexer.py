@@ -19,11 +19,12 @@ from pathlib import Path
 
 import structlog
 
-from dfl_ledger import projection, schema
+from dfl_ledger import projection, round_facts, schema
 from dfl_ledger.errors import ChainUnreachable, ReorgTooDeep, TimedOut, VerificationFailed, WrongChain
 from dfl_ledger.evidence import Evidence
 from dfl_ledger.ledger import Ledger
-from dfl_ledger.records import Address, BlockRef, Cid, Event, JobId, Leaf, Settlement
+from dfl_ledger.records import BlockRef, Cid, Event, JobId, Leaf, Settlement
+from dfl_ledger.rewards import Pots, of_contribution
 
 log = structlog.get_logger(__name__)
 
@@ -287,46 +288,33 @@ class Indexer:
 
     def _apply(self, evidence: Evidence, settlement: Settlement) -> None:
         """Check and store; raises VerificationFailed before anything is written."""
-        self._check_against_chain(evidence)
-        evidence.check(settlement, self._previous_leaves(settlement))
         key = (settlement.job, settlement.round)
-        rewards = {leaf.account: leaf.reward_wei for leaf in evidence.leaves if leaf.asset == 0}
+        evidence.check(settlement, self._previous_leaves(settlement), round_facts.read(self._db, *key))
+        pot_wei, weights = Pots.of(evidence.shares).compute_wei, evidence.score_tree.total
         self._db.executemany(
             "UPDATE contributions SET score = ?, reward_wei = ?, accepted = ?, why = ? "
             "WHERE job = ? AND round = ? AND idx = ?",
             [
-                (str(e.score), str(rewards[e.node]), e.accepted, e.why, *key, e.index)
+                (
+                    str(e.score if e.accepted else 0),
+                    str(of_contribution(pot_wei, evidence.score_tree.leaves[e.index].weight, weights)),
+                    e.accepted,
+                    e.why,
+                    *key,
+                    e.index,
+                )
                 for e in evidence.entries
             ],
         )
         self._db.execute("DELETE FROM leaves WHERE job = ? AND round = ?", key)
         self._db.executemany(
-            "INSERT INTO leaves VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO leaves VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                (*key, x.account, str(x.asset), str(x.score), str(x.reward_wei), str(x.cumulative_wei))
-                for x in evidence.leaves
+                (*key, place, x.account, x.asset, str(x.score), str(x.reward_wei), str(x.cumulative_wei))
+                for place, x in enumerate(evidence.leaves)
             ],
         )
         self._db.execute("UPDATE settlements SET verified = 1 WHERE job = ? AND round = ?", key)
-
-    def _check_against_chain(self, evidence: Evidence) -> None:
-        """The round's models, budget and contributions are those the chain has."""
-        key = (evidence.job, evidence.round)
-        stated = [(str(evidence.parent), str(evidence.model), str(evidence.round_budget_wei))]
-        indexed = self._db.execute(
-            "SELECT r.parent, r.model, round_budget_wei FROM rounds r JOIN jobs USING (job) "
-            "WHERE job = ? AND r.round = ?",
-            key,
-        ).fetchall()
-        what = f"evidence of job {evidence.job} round {evidence.round} contradicts the chain"
-        if indexed != stated:
-            raise VerificationFailed(what, why="another parent, model or budget")
-        entries = [(e.index, e.node, str(e.cid), str(e.samples)) for e in evidence.entries]
-        contributions = self._db.execute(
-            "SELECT idx, node, cid, samples FROM contributions WHERE job = ? AND round = ? ORDER BY idx", key
-        ).fetchall()
-        if entries != contributions:
-            raise VerificationFailed(what, why="its entries are not the contributions revealed")
 
     def _previous_leaves(self, settlement: Settlement) -> tuple[Leaf, ...] | None:
         """The leaves of the job's last settlement before this one; None if its evidence is not known."""
@@ -338,12 +326,7 @@ class Indexer:
             return ()
         if not previous[1]:
             return None
-        rows = self._db.execute(
-            "SELECT account, asset, score, reward_wei, cumulative_wei FROM leaves "
-            "WHERE job = ? AND round = ?",
-            (settlement.job, previous[0]),
-        )
-        return tuple(Leaf(Address(row[0]), *map(int, row[1:])) for row in rows)
+        return round_facts.leaves(self._db, settlement.job, previous[0])
 
     def _check_successor(self, evidence: Evidence) -> None:
         """Evidence of the round settled next may have come first; now it can be checked whole."""
@@ -376,11 +359,17 @@ class Indexer:
         return None if row is None else Evidence.decode(row[0])
 
 
-_SELECT_SETTLEMENTS = "SELECT job, round, root, total_wei, evidence FROM settlements"
+_SELECT_SETTLEMENTS = "SELECT job, round, root, total_wei, evidence, score_root, weights FROM settlements"
 
 
-def _settlement(row: tuple[int, int, str, str, str]) -> Settlement:
-    job, round_, root, total_wei, evidence = row
+def _settlement(row: tuple[int, int, str, str, str, str, str]) -> Settlement:
+    job, round_, root, total_wei, evidence, score_root, weights = row
     return Settlement(
-        JobId(job), round_, bytes.fromhex(root.removeprefix("0x")), int(total_wei), Cid.parse(evidence)
+        JobId(job),
+        round_,
+        bytes.fromhex(root.removeprefix("0x")),
+        int(total_wei),
+        Cid.parse(evidence),
+        bytes.fromhex(score_root.removeprefix("0x")),
+        int(weights),
     )

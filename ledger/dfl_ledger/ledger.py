@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from dfl_ledger.ledger_assets import AssetLedger, StakeLedger
+from dfl_ledger.ledger_judging import ChallengeLedger, PanelLedger
 from dfl_ledger.records import (
     Address,
     BlockRef,
     Cid,
+    ClaimRequest,
     Contribution,
     Event,
     JobId,
@@ -20,13 +23,17 @@ from dfl_ledger.records import (
     Leaf,
     Lease,
     NodeRecord,
+    Payee,
     ProofStep,
+    Publication,
     Receipt,
+    Revealed,
     Settlement,
+    SettlementState,
 )
 
 
-class Ledger(Protocol):
+class Ledger(StakeLedger, AssetLedger, PanelLedger, ChallengeLedger, Protocol):
     """One wallet's view of the chain. Raises ChainUnreachable, Reverted, InsufficientFunds, TimedOut."""
 
     @property
@@ -82,10 +89,13 @@ class Ledger(Protocol):
     def job(self, job: JobId) -> JobState | None: ...
 
     def active_round(self, job: JobId, node: Address) -> int:
-        """The round this node may commit in, 0 if it never joined."""
+        """The round this node may commit in, 0 if it never joined or has to join again, or BANNED."""
         ...
 
-    def join(self, job: JobId) -> Receipt: ...
+    def join(self, job: JobId, datasets: Sequence[int] = (), shard: bytes | None = None) -> Receipt:
+        """Take part. `datasets` (assets) and `shard` (32 bytes: a commitment to the rows) say what the node
+        trains on: once for a job, it holds for later joins too. Jobs with audits ask for a shard."""
+        ...
 
     def commit(self, contribution: Contribution, salt: bytes) -> Receipt:
         """Bind to a contribution without showing it: H(job, round, parent, cid, …, node, salt)."""
@@ -130,8 +140,55 @@ class Ledger(Protocol):
         """Return to the requester what no round earned, once the job has ended."""
         ...
 
-    def publication(self, job: JobId, round_: int) -> tuple[Address, int] | None:
-        """Who published the round's model, and when (Unix seconds); None if nobody did."""
+    def unseal(self, job: JobId, position: int, key: bytes) -> Receipt:
+        """Publish the key of the next validation shard, once COMMIT of its round has closed. Anyone who has
+        it may. Keys are a chain: keccak256 of each is the one before, of the first the terms' seal anchor."""
+        ...
+
+    def unsealed(self, job: JobId) -> tuple[int, bytes]:
+        """How many shards are unsealed, and the last key."""
+        ...
+
+    def punish(self, job: JobId, round_: int, node: Address) -> Receipt:
+        """Take the bond of a node that committed and did not reveal."""
+        ...
+
+    def expel(self, job: JobId, node: Address) -> Receipt:
+        """End the membership of a node that has less stake than the job asks for."""
+        ...
+
+    def publication(self, job: JobId, round_: int) -> Publication | None:
+        """How the round ended with a model; None if it did not."""
+        ...
+
+    def publication_at(self, job: JobId, position: int) -> Publication | None:
+        """The published round at a position, which counts from 0."""
+        ...
+
+    def position(self, job: JobId, round_: int) -> int | None:
+        """The position of a round among the published ones: it is scored on the shard with this number."""
+        ...
+
+    def contribution(self, job: JobId, round_: int, node: Address) -> Revealed | None:
+        """What a node revealed in a round."""
+        ...
+
+    def payee_count(self, job: JobId) -> int: ...
+
+    def payee(self, job: JobId, number: int) -> Payee | None:
+        """Who or what earns in the job under a number, from 0."""
+        ...
+
+    def payee_of(self, job: JobId, account: Address) -> int | None:
+        """An account's number among the payees."""
+        ...
+
+    def payee_of_asset(self, job: JobId, asset: int) -> int | None: ...
+
+    def dataset_count(self, job: JobId) -> int: ...
+
+    def dataset(self, job: JobId, place: int) -> int:
+        """The asset at a place among the job's data sets, 0 beyond the last."""
         ...
 
     def refundable_wei(self, job: JobId) -> int:
@@ -139,14 +196,33 @@ class Ledger(Protocol):
         ...
 
     # -- money ----------------------------------------------------------------------------------------
-    def settle(self, settlement: Settlement) -> Receipt: ...
-
-    def settlement(self, job: JobId, round_: int) -> tuple[Settlement, int] | None:
-        """The round's settlement and the Unix second from which it can be claimed."""
+    def settle(self, settlement: Settlement) -> Receipt:
+        """Settle a published round, once it is scored. Our stake vouches for it until it is final."""
         ...
 
-    def claimed_wei(self, job: JobId, account: Address, asset: int) -> int: ...
+    def settlement(self, job: JobId, round_: int) -> SettlementState | None:
+        """None if there is none, or if it was overturned."""
+        ...
+
+    def final_at(self, job: JobId) -> int:
+        """Unix seconds from which no settlement of the job can be overturned any more; 0 if it has none."""
+        ...
+
+    def unclaimed_wei(self, job: JobId) -> int:
+        """What the job's settlements hold that nobody has claimed yet."""
+        ...
+
+    def claimed_wei(self, job: JobId, account: Address, asset: int) -> int:
+        """What was claimed so far: by an account for its work (asset 0), or for an asset, whoever owned
+        it.
+        """
+        ...
 
     def claim(self, job: JobId, round_: int, leaf: Leaf, proof: Sequence[ProofStep]) -> Receipt:
-        """Pay leaf.account what its cumulative reward exceeds earlier claims by. Anyone may send it."""
+        """Pay leaf.account, or the owner of leaf.asset, what its cumulative reward exceeds earlier claims by.
+        Anyone may send it."""
+        ...
+
+    def claim_many(self, requests: Sequence[ClaimRequest]) -> Receipt:
+        """At most 32 claims, of any jobs. One that is refused stops them all."""
         ...

@@ -6,22 +6,18 @@ clock, so that a test may let an hour pass in no time.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-
-from eth_utils.address import is_checksum_address, to_checksum_address
-from eth_utils.crypto import keccak
+from collections.abc import Sequence
 
 from dfl_ledger.contracts import commitment
-from dfl_ledger.errors import UsageError
-from dfl_ledger.memory_chain import ETHER, Blocks, Token, Transaction
-from dfl_ledger.memory_distributor import MemoryDistributor
-from dfl_ledger.memory_jobs import MemoryJobs
-from dfl_ledger.memory_registry import MemoryRegistry
+from dfl_ledger.memory_contracts import MemoryChain as MemoryChain
+from dfl_ledger.memory_judging import MemoryJudging
+from dfl_ledger.memory_stakes import MemoryStakes
 from dfl_ledger.records import (
+    NOBODY,
     Address,
     BlockRef,
     Cid,
+    ClaimRequest,
     Contribution,
     Event,
     JobId,
@@ -30,51 +26,18 @@ from dfl_ledger.records import (
     Leaf,
     Lease,
     NodeRecord,
+    Payee,
     ProofStep,
+    Publication,
     Receipt,
+    Revealed,
     Settlement,
+    SettlementState,
 )
 
 
-def _contract_address(name: str) -> Address:
-    return Address(to_checksum_address(keccak(text=name)[12:]))
-
-
-class MemoryChain:
-    """A chain with the four contracts on it. `seed` fixes its hashes, and so who is drawn to aggregate."""
-
-    def __init__(
-        self,
-        now: Callable[[], int] = lambda: int(time.time()),
-        *,
-        chain_id: int = 31337,
-        unbond_delay_s: int = 60,
-        seed: bytes = b"dfl",
-    ) -> None:
-        self.chain_id = chain_id
-        self.treasury = _contract_address("treasury")
-        self.blocks = Blocks(now, seed)
-        self.token = Token(self.treasury)
-        self.registry = MemoryRegistry(self.token, _contract_address("NodeRegistry"), unbond_delay_s)
-        self.jobs = MemoryJobs(self.blocks, self.token, self.registry, _contract_address("TrainingJobs"))
-        self.distributor = MemoryDistributor(self.token, self.jobs, _contract_address("RewardDistributor"))
-
-    def fund(self, address: Address, native_wei: int = ETHER, vnx_wei: int = 0) -> None:
-        """Give an address coin for gas, and VNX from the treasury."""
-        with self.blocks.reading():
-            self.blocks.coin[address] += native_wei
-            self.token.move("transfer", self.treasury, address, vnx_wei)
-
-
-class MemoryLedger:
+class MemoryLedger(MemoryStakes, MemoryJudging):
     """One wallet's view of a MemoryChain. Raises UsageError for what is not an EIP-55 address."""
-
-    def __init__(self, chain: MemoryChain, address: Address) -> None:
-        if not is_checksum_address(address):
-            raise UsageError("not an EIP-55 address", why=repr(address))
-        self._chain = chain
-        self._blocks = chain.blocks
-        self._address = address
 
     def __repr__(self) -> str:
         return f"MemoryLedger({self._address})"
@@ -119,14 +82,6 @@ class MemoryLedger:
             "register", lambda tx: self._chain.registry.register(tx, peer_key, stake_wei, boot_addrs)
         )
 
-    def unbond(self) -> Receipt:
-        """Begin to leave: the node counts as gone at once, its stake is free after a delay."""
-        return self._send("unbond", self._chain.registry.unbond)
-
-    def withdraw(self) -> Receipt:
-        """Take the stake back after `unbond` and its delay."""
-        return self._send("withdraw", self._chain.registry.withdraw)
-
     # -- jobs -----------------------------------------------------------------------------------------
     def create_job(self, terms: JobTerms) -> JobId:
         created: list[JobId] = []
@@ -142,8 +97,10 @@ class MemoryLedger:
         found = self._chain.jobs.jobs.get(job)
         return 0 if found is None else found.active.get(node, 0)
 
-    def join(self, job: JobId) -> Receipt:
-        return self._send("join", lambda tx: self._chain.jobs.join(tx, job))
+    def join(self, job: JobId, datasets: Sequence[int] = (), shard: bytes | None = None) -> Receipt:
+        declared = shard if shard is not None else bytes(32) if datasets else None
+        call = "join" if declared is None else "joinWith"
+        return self._send(call, lambda tx: self._chain.jobs.join(tx, job, datasets, declared))
 
     def commit(self, contribution: Contribution, salt: bytes) -> Receipt:
         sealed = commitment(contribution, salt)
@@ -152,7 +109,7 @@ class MemoryLedger:
 
     def committed(self, job: JobId, round_: int, node: Address) -> bool:
         found = self._chain.jobs.jobs.get(job)
-        return found is not None and ((round_, node) in found.commitments or (round_, node) in found.indexes)
+        return found is not None and ((round_, node) in found.commitments or (round_, node) in found.revealed)
 
     def reveal(self, contribution: Contribution, salt: bytes) -> Receipt:
         return self._send(
@@ -162,7 +119,7 @@ class MemoryLedger:
 
     def revealed(self, job: JobId, round_: int, node: Address) -> bool:
         found = self._chain.jobs.jobs.get(job)
-        return found is not None and (round_, node) in found.indexes
+        return found is not None and (round_, node) in found.revealed
 
     def hop(self, job: JobId, round_: int, accept: bool, model: Cid, samples: int) -> Receipt:
         return self._send("hop", lambda tx: self._chain.jobs.hop(tx, job, round_, accept, model, samples))
@@ -178,9 +135,60 @@ class MemoryLedger:
         with self._blocks.reading():
             return self._chain.jobs.may_aggregate_at(job, node)
 
-    def publication(self, job: JobId, round_: int) -> tuple[Address, int] | None:
-        with self._blocks.reading():
-            return self._chain.jobs.publication(job, round_)
+    def unseal(self, job: JobId, position: int, key: bytes) -> Receipt:
+        return self._send("unseal", lambda tx: self._chain.jobs.unseal(tx, job, position, key))
+
+    def unsealed(self, job: JobId) -> tuple[int, bytes]:
+        found = self._chain.jobs.jobs.get(job)
+        return (0, bytes(32)) if found is None else (found.unsealed, found.key)
+
+    def punish(self, job: JobId, round_: int, node: Address) -> Receipt:
+        return self._send("punish", lambda tx: self._chain.jobs.punish(tx, job, round_, node))
+
+    def expel(self, job: JobId, node: Address) -> Receipt:
+        return self._send("expel", lambda tx: self._chain.jobs.expel(tx, job, node))
+
+    def publication(self, job: JobId, round_: int) -> Publication | None:
+        found = self._chain.jobs.jobs.get(job)
+        return None if found is None else found.publication(round_)
+
+    def publication_at(self, job: JobId, position: int) -> Publication | None:
+        found = self._chain.jobs.jobs.get(job)
+        known = found is not None and position < len(found.published)
+        return found.published[position] if found is not None and known else None
+
+    def position(self, job: JobId, round_: int) -> int | None:
+        found = self._chain.jobs.jobs.get(job)
+        return None if found is None else found.position(round_)
+
+    def contribution(self, job: JobId, round_: int, node: Address) -> Revealed | None:
+        found = self._chain.jobs.jobs.get(job)
+        return None if found is None else found.revealed.get((round_, node))
+
+    def payee_count(self, job: JobId) -> int:
+        return len(self._payees(job))
+
+    def payee(self, job: JobId, number: int) -> Payee | None:
+        payees = self._payees(job)
+        return payees[number] if number < len(payees) else None
+
+    def payee_of(self, job: JobId, account: Address) -> int | None:
+        return _index_of(self._payees(job), Payee(account, 0))
+
+    def payee_of_asset(self, job: JobId, asset: int) -> int | None:
+        return _index_of(self._payees(job), Payee(NOBODY, asset))
+
+    def dataset_count(self, job: JobId) -> int:
+        found = self._chain.jobs.jobs.get(job)
+        return 0 if found is None else len(found.datasets)
+
+    def dataset(self, job: JobId, place: int) -> int:
+        found = self._chain.jobs.jobs.get(job)
+        return 0 if found is None or place >= len(found.datasets) else found.datasets[place]
+
+    def _payees(self, job: JobId) -> list[Payee]:
+        found = self._chain.jobs.jobs.get(job)
+        return [] if found is None else found.payees
 
     def refundable_wei(self, job: JobId) -> int:
         now = self.now()
@@ -200,16 +208,25 @@ class MemoryLedger:
     def settle(self, settlement: Settlement) -> Receipt:
         return self._send("settle", lambda tx: self._chain.distributor.settle(tx, settlement))
 
-    def settlement(self, job: JobId, round_: int) -> tuple[Settlement, int] | None:
+    def settlement(self, job: JobId, round_: int) -> SettlementState | None:
         return self._chain.distributor.settlements.get((job, round_))
 
+    def final_at(self, job: JobId) -> int:
+        return self._chain.distributor.final_at(job)
+
+    def unclaimed_wei(self, job: JobId) -> int:
+        return self._chain.distributor.unclaimed_wei(job)
+
     def claimed_wei(self, job: JobId, account: Address, asset: int) -> int:
-        return self._chain.distributor.claimed.get((job, account, asset), 0)
+        return self._chain.distributor.claimed[job, NOBODY if asset else account, asset]
 
     def claim(self, job: JobId, round_: int, leaf: Leaf, proof: Sequence[ProofStep]) -> Receipt:
-        return self._send("claim", lambda tx: self._chain.distributor.claim(tx, job, round_, leaf, proof))
+        request = ClaimRequest(job, round_, leaf, tuple(proof))
+        return self._send("claim", lambda tx: self._chain.distributor.claim(tx, request))
 
-    def _send(self, call: str, body: Callable[[Transaction], object]) -> Receipt:
-        with self._blocks.transaction(call, self._address) as tx:
-            body(tx)
-        return tx.receipt
+    def claim_many(self, requests: Sequence[ClaimRequest]) -> Receipt:
+        return self._send("claimMany", lambda tx: self._chain.distributor.claim_many(tx, requests))
+
+
+def _index_of(payees: list[Payee], payee: Payee) -> int | None:
+    return payees.index(payee) if payee in payees else None

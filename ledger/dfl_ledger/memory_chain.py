@@ -17,6 +17,8 @@ from dfl_ledger.records import Address, BlockRef, Event, Receipt, TxHash
 GAS = 100_000
 FEE_WEI = 10**9
 
+HASHES = 256  # blocks whose hashes a chain remembers
+
 ETHER = 10**18
 CAP_WEI = 1_000_000_000 * ETHER
 _PENDING = Receipt(TxHash(""), 0, 0)
@@ -81,6 +83,10 @@ class Blocks:
             found = self.newest if number is None else self._mined[number]
         return BlockRef(found.number, "0x" + found.hash.hex(), found.timestamp)
 
+    def hash_seen(self, number: int, block: int) -> bytes | None:
+        """The hash of a block as a transaction in `block` sees it: of the last 256 before it only."""
+        return self._mined[number].hash if max(0, block - HASHES) <= number < block else None
+
     def events(self, from_block: int, to_block: int) -> list[Event]:
         with self._lock:
             return [event for event in self._events if from_block <= event.block <= to_block]
@@ -134,3 +140,7 @@ class Token:
             )
         self.balances[source] -= amount
         self.balances[to] += amount
+
+    def burn(self, source: Address, amount: int) -> None:
+        """What a contract holds, it can burn."""
+        self.balances[source] -= amount

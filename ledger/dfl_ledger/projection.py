@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 
+from dfl_ledger import projection_rewards
 from dfl_ledger.errors import VerificationFailed
-from dfl_ledger.records import Cid, Event, Kind, Phase, TxHash
+from dfl_ledger.projection_args import cid_arg, int_arg, list_arg, number_arg, round_arg, text_arg
+from dfl_ledger.records import Event, Kind, Phase, TxHash
 from dfl_ledger.schema import LOG_INDEX_BITS
+from dfl_ledger.terms import from_args
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: json.dumps makes one a call
-_REGISTRY_EVENTS = frozenset({"NodeRegistered", "NodeUnbonding", "NodeWithdrawn"})
+# Whose derived rows an event touches: the column of `events`, and the table that it is the key of.
+_SUBJECTS = (("job", "jobs"), ("node", "nodes"), ("asset", "assets"))
 
 
 def seq(event: Event) -> int:
@@ -34,11 +37,12 @@ def record(db: sqlite3.Connection, event: Event) -> None:
 
     Raises VerificationFailed if its arguments are not what our contracts emit, or contradict earlier events.
     """
-    job = event.args.get("job")
-    node = event.args.get("node") if event.name in _REGISTRY_EVENTS else None
+    args = event.args
+    node = args.get("node") if event.contract == "NodeRegistry" else None
+    asset = args.get("asset", args.get("tokenId")) if event.contract == "AssetRegistry" else None
     try:
         db.execute(
-            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 seq(event),
                 event.block,
@@ -48,8 +52,9 @@ def record(db: sqlite3.Connection, event: Event) -> None:
                 event.contract,
                 event.name,
                 _encode(event.args),
-                job,
+                args.get("job"),
                 node,
+                asset,
             ),
         )
         _apply(db, event)
@@ -63,19 +68,20 @@ def record(db: sqlite3.Connection, event: Event) -> None:
 def forget_from(db: sqlite3.Connection, block: int) -> None:
     """Undo every event of `block` and later, and derive anew the rows of the jobs and nodes they touched."""
     start = first_seq(block)
-    jobs = db.execute(
-        "SELECT DISTINCT job FROM events WHERE seq >= ? AND job IS NOT NULL", (start,)
-    ).fetchall()
-    nodes = db.execute(
-        "SELECT DISTINCT node FROM events WHERE seq >= ? AND node IS NOT NULL", (start,)
-    ).fetchall()
+    touched = {
+        column: db.execute(
+            f"SELECT DISTINCT {column} FROM events "  # noqa: S608  names of our own
+            f"WHERE seq >= ? AND {column} IS NOT NULL",
+            (start,),
+        ).fetchall()
+        for column, _ in _SUBJECTS
+    }
     db.execute("DELETE FROM events WHERE seq >= ?", (start,))
-    for (job,) in jobs:
-        db.execute("DELETE FROM jobs WHERE job = ?", (job,))  # and with it, all its rows
-        _replay(db, db.execute(f"{_SELECT_EVENTS} WHERE job = ? ORDER BY seq", (job,)))
-    for (node,) in nodes:
-        db.execute("DELETE FROM nodes WHERE node = ?", (node,))
-        _replay(db, db.execute(f"{_SELECT_EVENTS} WHERE node = ? ORDER BY seq", (node,)))
+    for column, table in _SUBJECTS:
+        for (key,) in touched[column]:
+            # and with it, all its rows
+            db.execute(f"DELETE FROM {table} WHERE {column} = ?", (key,))  # noqa: S608
+            _replay(db, db.execute(f"{_SELECT_EVENTS} WHERE {column} = ? ORDER BY seq", (key,)))
 
 
 _SELECT_EVENTS = "SELECT block, block_hash, log_index, tx, contract, name, args FROM events"
@@ -94,12 +100,12 @@ def _apply(db: sqlite3.Connection, event: Event) -> None:
         case "NodeUnbonding":
             db.execute(
                 "UPDATE nodes SET state = 'unbonding', unbond_at = ? WHERE node = ?",
-                (_int(args, "unbondAt"), _text(args, "node")),
+                (int_arg(args, "unbondAt"), text_arg(args, "node")),
             )
         case "NodeWithdrawn":
             db.execute(
                 "UPDATE nodes SET state = 'withdrawn', stake_wei = '0', boot_addrs = '[]' WHERE node = ?",
-                (_text(args, "node"),),
+                (text_arg(args, "node"),),
             )
         case "JobCreated":
             _job_created(db, event)
@@ -108,41 +114,48 @@ def _apply(db: sqlite3.Connection, event: Event) -> None:
         case "PhaseChanged":
             db.execute(
                 "UPDATE jobs SET phase = ?, round = ?, deadline = ? WHERE job = ?",
-                (_int(args, "phase"), _int(args, "round"), _int(args, "deadline"), _int(args, "job")),
+                (
+                    int_arg(args, "phase"),
+                    int_arg(args, "round"),
+                    int_arg(args, "deadline"),
+                    int_arg(args, "job"),
+                ),
             )
         case "HopLeased":
             db.execute(
-                "UPDATE jobs SET deadline = ? WHERE job = ?", (_int(args, "deadline"), _int(args, "job"))
+                "UPDATE jobs SET deadline = ? WHERE job = ?",
+                (int_arg(args, "deadline"), int_arg(args, "job")),
             )
         case "ContributionCommitted":
-            db.execute("UPDATE rounds SET commits = commits + 1 WHERE job = ? AND round = ?", _round(args))
+            db.execute("UPDATE rounds SET commits = commits + 1 WHERE job = ? AND round = ?", round_arg(args))
         case "ContributionRevealed":
             _contribution_revealed(db, event)
         case "ModelPublished":
-            model = _cid(args, "model")
+            model = cid_arg(args, "model")
             db.execute(
-                "UPDATE rounds SET model = ?, aggregator = ?, published_block = ? "
+                "UPDATE rounds SET model = ?, aggregator = ?, published_block = ?, "
+                "payees = (SELECT count(*) FROM payees p WHERE p.job = rounds.job) "
                 "WHERE job = ? AND round = ?",
-                (model, _text(args, "aggregator"), event.block, *_round(args)),
+                (model, text_arg(args, "aggregator"), event.block, *round_arg(args)),
             )
             db.execute(
                 "UPDATE jobs SET model = ?, completed = completed + 1 WHERE job = ?",
-                (model, _int(args, "job")),
+                (model, int_arg(args, "job")),
             )
         case "RoundVoided":
             # a round may be void before it opened, when too few came
             db.execute(
                 "INSERT INTO rounds (job, round, voided_block) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET voided_block = excluded.voided_block",
-                (*_round(args), event.block),
+                (*round_arg(args), event.block),
             )
         case "JobEnded":
             db.execute(
                 "UPDATE jobs SET phase = ?, ended_block = ? WHERE job = ?",
-                (Phase(_int(args, "phase")), event.block, _int(args, "job")),
+                (Phase(int_arg(args, "phase")), event.block, int_arg(args, "job")),
             )
         case "JobCancelRequested":
-            db.execute("UPDATE jobs SET cancel_requested = 1 WHERE job = ?", (_int(args, "job"),))
+            db.execute("UPDATE jobs SET cancel_requested = 1 WHERE job = ?", (int_arg(args, "job"),))
         case "Refunded":
             _refunded(db, args)
         case "Settled":
@@ -150,22 +163,22 @@ def _apply(db: sqlite3.Connection, event: Event) -> None:
         case "Claimed":
             _claimed(db, event)
         case _:
-            return  # transfers and what later contracts may tell: kept raw
+            pass  # approvals, and what later contracts may tell: kept raw
+    projection_rewards.apply(db, event, seq(event))
 
 
 def _node_registered(db: sqlite3.Connection, event: Event) -> None:
     args = event.args
-    addrs = args["bootAddrs"]
-    if not isinstance(addrs, list) or not all(isinstance(addr, str) for addr in addrs):
-        raise TypeError("bootAddrs is not a list of strings")
+    addrs = list_arg(args, "bootAddrs", str)
     db.execute(
-        "INSERT INTO nodes VALUES (?, ?, ?, ?, 'bonded', 0, ?) ON CONFLICT DO UPDATE SET "
+        "INSERT INTO nodes (node, peer_key, stake_wei, boot_addrs, state, unbond_at, registered_block) "
+        "VALUES (?, ?, ?, ?, 'bonded', 0, ?) ON CONFLICT DO UPDATE SET "
         "peer_key = excluded.peer_key, stake_wei = excluded.stake_wei, boot_addrs = excluded.boot_addrs, "
         "state = 'bonded', unbond_at = 0",
         (
-            _text(args, "node"),
-            _text(args, "peerKey"),
-            _number(args, "stake"),
+            text_arg(args, "node"),
+            text_arg(args, "peerKey"),
+            number_arg(args, "stake"),
             json.dumps(addrs),
             event.block,
         ),
@@ -174,23 +187,27 @@ def _node_registered(db: sqlite3.Connection, event: Event) -> None:
 
 def _job_created(db: sqlite3.Connection, event: Event) -> None:
     args = event.args
+    words = list_arg(args, "terms", object)
+    terms = from_args(words)
     # the deadline is told by the PhaseChanged beside it
     db.execute(
         "INSERT INTO jobs (job, requester, spec, model, mode, rounds, quorum, min_nodes, target, "
-        "round_budget_wei, required_stake_wei, phase, round, deadline, completed, cancel_requested, "
-        "refunded_wei, tx, created_block) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 0, 0, 0, '0', ?, ?)",
+        "round_budget_wei, required_stake_wei, terms, phase, round, deadline, completed, cancel_requested, "
+        "refunded_wei, tx, created_block) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, 0, 0, 0, '0', ?, ?)",
         (
-            _int(args, "job"),
-            _text(args, "requester"),
-            _cid(args, "spec"),
-            _cid(args, "model"),
-            _int(args, "mode"),
-            _int(args, "rounds"),
-            _int(args, "quorum"),
-            _int(args, "minNodes"),
-            _int(args, "target"),
-            _number(args, "roundBudget"),
-            _number(args, "requiredStake"),
+            int_arg(args, "job"),
+            text_arg(args, "requester"),
+            str(terms.spec),
+            str(terms.model),
+            int(terms.mode),
+            terms.rounds,
+            terms.quorum,
+            terms.min_nodes,
+            terms.target,
+            str(terms.round_budget_wei),
+            str(terms.required_stake_wei),
+            json.dumps(words),
             int(Phase.OPEN),
             event.tx,
             event.block,
@@ -204,17 +221,17 @@ def _round_opened(db: sqlite3.Connection, event: Event) -> None:
         "INSERT INTO rounds (job, round, parent, expected, opened_block) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET parent = excluded.parent, expected = excluded.expected, "
         "opened_block = excluded.opened_block",
-        (*_round(args), _cid(args, "parent"), _int(args, "expected"), event.block),
+        (*round_arg(args), cid_arg(args, "parent"), int_arg(args, "expected"), event.block),
     )
     db.execute(
         "UPDATE jobs SET round = ?, deadline = ? WHERE job = ?",
-        (_int(args, "round"), _int(args, "deadline"), _int(args, "job")),
+        (int_arg(args, "round"), int_arg(args, "deadline"), int_arg(args, "job")),
     )
 
 
 def _contribution_revealed(db: sqlite3.Connection, event: Event) -> None:
     args = event.args
-    job, round_ = _round(args)
+    job, round_ = round_arg(args)
     db.execute(
         "INSERT INTO contributions (seq, job, round, idx, node, kind, cid, parent, samples, tx, block) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -222,12 +239,12 @@ def _contribution_revealed(db: sqlite3.Connection, event: Event) -> None:
             seq(event),
             job,
             round_,
-            _int(args, "index"),
-            _text(args, "node"),
-            _int(args, "kind"),
-            _cid(args, "update"),
-            _cid(args, "parent"),
-            _number(args, "samples"),
+            int_arg(args, "index"),
+            text_arg(args, "node"),
+            int_arg(args, "kind"),
+            cid_arg(args, "update"),
+            cid_arg(args, "parent"),
+            number_arg(args, "samples"),
             event.tx,
             event.block,
         ),
@@ -236,11 +253,11 @@ def _contribution_revealed(db: sqlite3.Connection, event: Event) -> None:
         "UPDATE rounds SET contributions = contributions + 1 WHERE job = ? AND round = ?", (job, round_)
     )
     if args["kind"] == Kind.HOP:  # what a hop was made from is accepted by that
-        db.execute("UPDATE jobs SET model = ? WHERE job = ?", (_cid(args, "parent"), job))
+        db.execute("UPDATE jobs SET model = ? WHERE job = ?", (cid_arg(args, "parent"), job))
 
 
 def _refunded(db: sqlite3.Connection, args: Mapping[str, object]) -> None:
-    job, amount = _int(args, "job"), _int(args, "amount")
+    job, amount = int_arg(args, "job"), int_arg(args, "amount")
     row = db.execute("SELECT refunded_wei FROM jobs WHERE job = ?", (job,)).fetchone()
     db.execute("UPDATE jobs SET refunded_wei = ? WHERE job = ?", (str(int(row[0]) + amount), job))
 
@@ -248,21 +265,24 @@ def _refunded(db: sqlite3.Connection, args: Mapping[str, object]) -> None:
 def _settled(db: sqlite3.Connection, event: Event) -> None:
     args = event.args
     db.execute(
-        "INSERT INTO settlements (job, round, settler, root, total_wei, evidence, claimable_at, tx, block) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO settlements (job, round, settler, root, total_wei, score_root, weights, payees, "
+        "evidence, claimable_at, tx, block) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *_round(args),
-            _text(args, "settler"),
-            _text(args, "root"),
-            _number(args, "total"),
-            _cid(args, "evidence"),
-            _int(args, "claimableAt"),
+            *round_arg(args),
+            text_arg(args, "settler"),
+            text_arg(args, "root"),
+            number_arg(args, "total"),
+            text_arg(args, "scoreRoot"),
+            number_arg(args, "weights"),
+            int_arg(args, "payees"),
+            cid_arg(args, "evidence"),
+            int_arg(args, "claimableAt"),
             event.tx,
             event.block,
         ),
     )
     db.execute(
-        "UPDATE rounds SET settled_block = ? WHERE job = ? AND round = ?", (event.block, *_round(args))
+        "UPDATE rounds SET settled_block = ? WHERE job = ? AND round = ?", (event.block, *round_arg(args))
     )
 
 
@@ -272,45 +292,11 @@ def _claimed(db: sqlite3.Connection, event: Event) -> None:
         "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             seq(event),
-            *_round(args),
-            _text(args, "account"),
-            _number(args, "asset"),
-            _number(args, "amount"),
+            *round_arg(args),
+            text_arg(args, "account"),
+            number_arg(args, "asset"),
+            number_arg(args, "amount"),
             event.tx,
             event.block,
         ),
     )
-
-
-# -- arguments --------------------------------------------------------------------------------------------
-def _int(args: Mapping[str, object], name: str) -> int:
-    value = args[name]
-    if not isinstance(value, int):
-        raise TypeError(f"{name} is not a number")
-    return value
-
-
-def _number(args: Mapping[str, object], name: str) -> str:
-    """A number that may exceed the 63 bits of SQLite's integers."""
-    return str(_int(args, name))
-
-
-def _text(args: Mapping[str, object], name: str) -> str:
-    value = args[name]
-    if not isinstance(value, str):
-        raise TypeError(f"{name} is not a string")
-    return value
-
-
-def _cid(args: Mapping[str, object], name: str) -> str:
-    return _cid_text(_text(args, name))
-
-
-@lru_cache(maxsize=1024)
-def _cid_text(digest: str) -> str:
-    """Base32 is slow, and all of a round name the same parent."""
-    return str(Cid.from_digest(bytes.fromhex(digest.removeprefix("0x"))))
-
-
-def _round(args: Mapping[str, object]) -> tuple[int, int]:
-    return _int(args, "job"), _int(args, "round")

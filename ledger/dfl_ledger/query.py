@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dfl_ledger import schema
+from dfl_ledger import round_facts, schema
 from dfl_ledger.errors import UsageError
-from dfl_ledger.merkle import SumTree
-from dfl_ledger.records import Address, Cid, JobId, Kind, Leaf, Mode, Phase, Settlement
+from dfl_ledger.merkle import RewardTree
+from dfl_ledger.query_rewards import RewardRows
+from dfl_ledger.records import NOBODY, Address, Cid, JobId, Kind, Leaf, Mode, Phase, Settlement
 from dfl_ledger.rows import (
+    SETTLEMENT_COLUMNS,
     Claimable,
     ClaimRow,
     ContributionRow,
@@ -57,7 +59,7 @@ def open_ledger(path: Path) -> LedgerRows:
     return LedgerRows(path)
 
 
-class LedgerRows:
+class LedgerRows(RewardRows):
     """Reads a ledger's database; usable from any thread. Raises StoreUnavailable if SQLite cannot read."""
 
     def __init__(self, path: Path) -> None:
@@ -236,12 +238,12 @@ class LedgerRows:
         """Every settlement of a job with its leaves, oldest first, as plain JSON."""
         with self.reading() as db:
             rows = db.execute(f"{_SELECT_SETTLEMENTS} WHERE job = ? ORDER BY round", (job,)).fetchall()
-            return [read_settlement(row, _leaves(db, job, row[1])).to_json() for row in rows]
+            return [read_settlement(row, round_facts.leaves(db, job, row[1])).to_json() for row in rows]
 
     def leaves(self, job: int, round_: int) -> tuple[Leaf, ...]:
         """A settlement's leaves; none before its evidence was checked."""
         with self.reading() as db:
-            return _leaves(db, job, round_)
+            return round_facts.leaves(db, job, round_)
 
     def settled_before(self, job: int, round_: int) -> Settlement | None:
         """The job's last settlement of a round before this one."""
@@ -253,7 +255,7 @@ class LedgerRows:
         if row is None:
             return None
         found = read_settlement(row, ())
-        return Settlement(found.job, found.round, found.root, found.total_wei, Cid.parse(found.evidence))
+        return found.settlement()
 
     def claimable(self, account: str, now: int) -> tuple[Claimable, ...]:
         """What can be claimed at `now` (Unix seconds of the chain): one a job and asset, the newest leaf."""
@@ -276,13 +278,10 @@ class LedgerRows:
     def earnings(self, account: str) -> Earnings:
         """What an account earned, was paid, and has left to claim once the challenge windows have passed."""
         with self.reading() as db:
-            newest = db.execute(
-                "SELECT cumulative_wei, max(round) FROM leaves WHERE account = ? GROUP BY job, asset",
-                (account,),
-            ).fetchall()
+            newest = _newest_leaves(db, account, None)
             return Earnings(
                 account=Address(account),
-                earned_wei=sum(int(cumulative) for cumulative, _ in newest),
+                earned_wei=sum(cumulative_wei for _, _, cumulative_wei, _, _ in newest),
                 claimed_wei=sum(_claimed(db, account).values()),
                 claimable=_claimable(db, account, None),
             )
@@ -338,9 +337,7 @@ _SELECT_ROUNDS = (
     "published_block, voided_block, settled_block, evidence, claimable_at, total_wei "
     "FROM rounds r LEFT JOIN settlements s ON s.job = r.job AND s.round = r.round"
 )
-_SELECT_SETTLEMENTS = (
-    "SELECT job, round, settler, root, total_wei, evidence, claimable_at, tx, block FROM settlements"
-)
+_SELECT_SETTLEMENTS = f"SELECT {SETTLEMENT_COLUMNS} FROM settlements"  # noqa: S608
 
 
 def _plan(wanted: Mapping[str, object]) -> tuple[str, str]:
@@ -383,13 +380,19 @@ def _nodes_of(db: sqlite3.Connection, job: int, round_: int, event: str) -> set[
 
 
 def _joined_by(db: sqlite3.Connection, job: int, round_: int) -> tuple[Address, ...]:
-    """Who joined with a first round up to this one, in the order of joining, each once."""
+    """Who joined with a first round up to this one and was not shut out since, in the order of joining."""
     rows = db.execute(
-        "SELECT json_extract(args, '$.node') FROM events WHERE job = ? AND name = 'NodeJoined' "
-        "AND json_extract(args, '$.round') <= ? ORDER BY seq",
+        "SELECT json_extract(args, '$.node'), name FROM events WHERE job = ? AND (name = 'NodeJoined' "
+        "AND json_extract(args, '$.round') <= ? OR name IN ('NodeBanned', 'NodeExpelled')) ORDER BY seq",
         (job, round_),
     ).fetchall()
-    return tuple(dict.fromkeys(Address(node) for (node,) in rows))
+    members: dict[Address, None] = {}
+    for node, name in rows:
+        if name == "NodeJoined":
+            members[Address(node)] = None
+        else:
+            members.pop(Address(node), None)
+    return tuple(members)
 
 
 def _leaseholder(db: sqlite3.Connection, job: int, round_: int) -> tuple[Address, ...]:
@@ -402,40 +405,49 @@ def _leaseholder(db: sqlite3.Connection, job: int, round_: int) -> tuple[Address
     return () if row is None else (Address(row[0]),)
 
 
-def _leaves(db: sqlite3.Connection, job: int, round_: int) -> tuple[Leaf, ...]:
-    rows = db.execute(
-        "SELECT account, asset, score, reward_wei, cumulative_wei FROM leaves WHERE job = ? AND round = ?",
-        (job, round_),
-    ).fetchall()
-    return tuple(Leaf(Address(row[0]), *map(int, row[1:])) for row in rows)
-
-
 def _claimed(db: sqlite3.Connection, account: str) -> dict[tuple[int, int], int]:
-    """(job, asset) -> wei paid so far."""
+    """(job, asset) -> wei paid so far: to the account for its work, and for its assets to whoever owned
+    them.
+    """
     paid: dict[tuple[int, int], int] = {}
-    rows = db.execute("SELECT job, asset, amount_wei FROM claims WHERE account = ?", (account,)).fetchall()
+    rows = db.execute(
+        "SELECT job, asset, amount_wei FROM claims WHERE account = ? AND asset = '0' UNION ALL "
+        "SELECT job, c.asset, amount_wei FROM assets a JOIN claims c ON c.asset = CAST(a.asset AS TEXT) "
+        "WHERE a.owner = ? AND c.asset <> '0'",
+        (account, account),
+    ).fetchall()
     for job, asset, amount in rows:
         key = (job, int(asset))
         paid[key] = paid.get(key, 0) + int(amount)
     return paid
 
 
+def _newest_leaves(
+    db: sqlite3.Connection, account: str, now: int | None
+) -> list[tuple[int, int, int, int, int]]:
+    """(job, asset, cumulative wei, round, place) of what an account or one of its assets has earned so
+    far.
+    """
+    # of columns outside max() SQLite gives those of the row that holds the maximum
+    rows = db.execute(
+        "SELECT l.job, l.asset, cumulative_wei, max(l.round), place FROM leaves l "
+        "JOIN settlements s ON s.job = l.job AND s.round = l.round "
+        "WHERE (account = ? AND l.asset = 0 OR account = ? AND l.asset IN "
+        "(SELECT asset FROM assets WHERE owner = ?)) "
+        "AND (? IS NULL OR claimable_at <= ?) GROUP BY l.job, l.asset",
+        (account, NOBODY, account, now, now),
+    ).fetchall()
+    return [(job, asset, int(cumulative), round_, place) for job, asset, cumulative, round_, place in rows]
+
+
 def _claimable(db: sqlite3.Connection, account: str, now: int | None) -> tuple[Claimable, ...]:
     """`now` None: whatever its challenge window."""
-    # of columns outside max() SQLite gives those of the row that holds the maximum
-    newest = db.execute(
-        "SELECT l.job, asset, cumulative_wei, max(l.round) FROM leaves l "
-        "JOIN settlements s ON s.job = l.job AND s.round = l.round "
-        "WHERE account = ? AND (? IS NULL OR claimable_at <= ?) GROUP BY l.job, asset",
-        (account, now, now),
-    ).fetchall()
     paid = _claimed(db, account)
     claimable = []
-    for job, asset, cumulative, round_ in newest:
-        amount_wei = int(cumulative) - paid.get((job, int(asset)), 0)
+    for job, asset, cumulative_wei, round_, place in _newest_leaves(db, account, now):
+        amount_wei = cumulative_wei - paid.get((job, asset), 0)
         if amount_wei <= 0:
             continue
-        tree = SumTree(_leaves(db, job, round_))
-        index = tree.index_of(Address(account), int(asset))
-        claimable.append(Claimable(job, round_, tree.leaves[index], tree.proof(index), amount_wei))
+        tree = RewardTree(round_facts.leaves(db, job, round_))
+        claimable.append(Claimable(JobId(job), round_, tree.leaves[place], tree.proof(place), amount_wei))
     return tuple(claimable)

@@ -2,91 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import NewType
+
+from dfl_ledger.cid import DAG_CBOR as DAG_CBOR
+from dfl_ledger.cid import DAG_PB as DAG_PB
+from dfl_ledger.cid import RAW as RAW
+from dfl_ledger.cid import Cid as Cid
 
 JobId = NewType("JobId", int)
 Address = NewType("Address", str)  # EIP-55
 TxHash = NewType("TxHash", str)  # 0x + 64 hex digits
 
-RAW = 0x55
-DAG_PB = 0x70
-DAG_CBOR = 0x71
-_SHA2_256 = 0x12
-_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Cid:
-    """A CIDv1 over SHA2-256 (https://github.com/multiformats/cid).
-
-    A version 0 CID (`Qm…`) is read as the version 1 CID of the same DAG-PB block.
-    """
-
-    codec: int  # RAW, DAG_PB or DAG_CBOR: each a single varint byte
-    digest: bytes  # 32 bytes
-
-    def __post_init__(self) -> None:
-        if self.codec not in (RAW, DAG_PB, DAG_CBOR):
-            raise ValueError(f"codec {self.codec:#x} is not one of raw, dag-pb, dag-cbor")
-        if len(self.digest) != 32:
-            raise ValueError(f"a SHA2-256 digest has 32 bytes, not {len(self.digest)}")
-
-    @classmethod
-    def of(cls, block: bytes, codec: int = RAW) -> Cid:
-        """The CID of one block."""
-        return cls(codec, hashlib.sha256(block).digest())
-
-    @classmethod
-    def parse(cls, text: str) -> Cid:
-        """From `b…` (base32, version 1) or `Qm…` (base58, version 0). Raises ValueError."""
-        if len(text) > 100:
-            raise ValueError("not a CID: longer than 100 characters")
-        if text.startswith("Qm") and len(text) == 46:
-            number = 0
-            for char in text:
-                number = number * 58 + _BASE58.index(char)
-            raw = number.to_bytes(34, "big")
-            if raw[:2] != bytes((_SHA2_256, 32)):
-                raise ValueError(f"not a SHA2-256 CID: {text!r}")
-            return cls(DAG_PB, raw[2:])
-        if not text.startswith("b"):
-            raise ValueError(f"not a CIDv1 in base32 nor a CIDv0: {text!r}")
-        body = text[1:].upper()
-        try:
-            raw = base64.b32decode(body + "=" * (-len(body) % 8))
-        except ValueError as bad:
-            raise ValueError(f"not base32: {text!r}") from bad
-        cid = cls.from_bytes(raw)
-        if str(cid) != text:
-            raise ValueError(f"not canonical base32: {text!r}")
-        return cid
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> Cid:
-        """From the binary form. Raises ValueError."""
-        if len(raw) == 34 and raw[:2] == bytes((_SHA2_256, 32)):
-            return cls(DAG_PB, raw[2:])
-        if len(raw) != 36 or raw[0] != 1 or raw[2:4] != bytes((_SHA2_256, 32)):
-            raise ValueError(f"not a CIDv1 over SHA2-256: {raw[:8].hex()}…")
-        return cls(raw[1], raw[4:])
-
-    def __bytes__(self) -> bytes:
-        return bytes((1, self.codec, _SHA2_256, 32)) + self.digest
-
-    def __str__(self) -> str:
-        return "b" + base64.b32encode(bytes(self)).decode().rstrip("=").lower()
-
-    @classmethod
-    def from_digest(cls, digest: bytes) -> Cid:
-        """From a digest as the chain keeps it.
-
-        Every file the chain refers to is a UnixFS file with a DAG-PB root, so 32 bytes are the whole CID.
-        """
-        return cls(DAG_PB, digest)
+NOBODY = Address("0x" + "0" * 40)  # where the contracts have no account, as beside an asset
+REFUSED = -(2**63)  # the score of what is no valid piece
+BANNED = 2**32 - 1  # the active round of a node that failed an audit
 
 
 class Mode(IntEnum):
@@ -124,9 +55,57 @@ class Kind(IntEnum):
     FEED = 3  # model parallel: the record of who fed the stages
 
 
+class AssetKind(IntEnum):
+    """What an asset is; the order is that of `enum AssetKind` in Assets.sol."""
+
+    DATASET = 0
+    MODEL = 1
+    ALGORITHM = 2
+    APPLICATION = 3
+
+
+class AssetUse(IntFlag):
+    """What an asset's owner allows; the bits are those of AssetRegistry.sol."""
+
+    TRAIN = 1
+    EVALUATE = 2
+    COMMERCIAL = 4
+    DERIVE = 8
+
+
+class PanelPhase(IntEnum):
+    """Where a panel stands; the order is that of `enum PanelPhase` in Scores.sol."""
+
+    NONE = 0
+    COMMIT = 1
+    REVEAL = 2
+    DONE = 3
+
+
+class Tree(IntEnum):
+    """Which of a settlement's two trees; the order is that of `enum Tree` in Rewards.sol."""
+
+    REWARD = 0
+    SCORE = 1
+
+
+class Fault(IntEnum):
+    """Why a settlement was overturned; the order is that of `enum Fault` in Rewards.sol."""
+
+    SCORE = 0
+    REWARD = 1
+    CUMULATIVE = 2
+    TREE = 3
+    WITHHELD = 4
+
+
 @dataclass(frozen=True, slots=True)
 class JobTerms:
-    """What the requester promises on chain; mirrors `struct JobTerms`. Windows in seconds, money in wei."""
+    """What the requester promises on chain; mirrors `struct JobTerms`.
+
+    Windows in seconds, money in wei, shares in basis points of a round's budget. By default nobody scores,
+    and all contributions share equally.
+    """
 
     spec: Cid
     model: Cid  # the parent of round 1
@@ -143,6 +122,17 @@ class JobTerms:
     challenge_window_s: int
     round_budget_wei: int
     required_stake_wei: int
+    bond_wei: int = 0  # what one offence costs
+    score_window_s: int = 1  # of each of the two phases of scoring
+    evaluators: int = 0  # seats of a panel
+    audits: int = 0  # contributions audited a round; 0 = a private job
+    data_bps: int = 0
+    model_bps: int = 0
+    algorithm_bps: int = 0
+    evaluator_bps: int = 0
+    model_asset: int = 0
+    algorithm_asset: int = 0
+    seal_anchor: bytes = bytes(32)  # zero = validation rows are public, else keccak256 of the first key
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +190,126 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Publication:
+    """A round that ended with a model; mirrors `struct Publication`."""
+
+    published_at: int  # Unix seconds
+    round: int
+    seal_block: int  # evaluators are drawn from it
+    contributions: int
+    publisher_index: int  # the publisher's place among the contributions
+    payees: int  # that the job had by then
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """What the chain knows of a revealed contribution."""
+
+    index: int  # the order of reveal
+    kind: Kind
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payee:
+    """Who or what earns in a job; mirrors `struct Payee`. `account` is NOBODY for an asset, whose owner is
+    paid.
+    """
+
+    account: Address
+    asset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A token of the asset registry. Who owns it when a reward is claimed is paid."""
+
+    asset: int
+    owner: Address
+    kind: AssetKind
+    revoked: bool
+    price_bps: int  # the least share of a round's budget
+    uses: AssetUse
+    manifest: Cid
+    licence: bytes  # 32 bytes: keccak256 of an SPDX identifier, or a CID's digest
+    parents: tuple[int, ...]  # the assets it was derived from
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An evaluator's part of the line that seats are drawn from: [start, start + weight)."""
+
+    node: Address
+    start: int
+    weight: int  # wei at stake
+
+
+@dataclass(frozen=True, slots=True)
+class PanelState:
+    """A panel as it stands; mirrors `struct PanelState`.
+
+    Before the draw, datasets and seats are 0 and the seed is zero.
+    """
+
+    phase: PanelPhase
+    seats: int
+    committed: int
+    revealed: int
+    subjects: int  # scores of a vector
+    contributions: int
+    datasets: int
+    audits: int
+    commit_until: int  # Unix seconds
+    reveal_until: int  # Unix seconds
+    seed: bytes  # 32 bytes
+
+    def audit_subject(self, audit: int) -> int:
+        """Where the verdict of an audit stands in a vector of panel 0."""
+        return self.contributions + self.datasets + audit
+
+    @property
+    def model_subject(self) -> int:
+        """Where the verdict of the published model stands in a vector of panel 0."""
+        return self.contributions + self.datasets + self.audits
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A seat of a panel; mirrors `struct Seat`."""
+
+    evaluator: Address
+    weight: int
+    root: bytes = bytes(32)  # the commitment, once revealed the root of the vector's tree
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Four scores of a seat's revealed vector, proven against its root; mirrors `struct Word`."""
+
+    seat: int
+    word: bytes  # 32 bytes
+    proof: tuple[bytes, ...]  # bottom up, 32 bytes each
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """A failed audit; mirrors `struct Audit`."""
+
+    node: Address
+    appeal_until: int  # Unix seconds
+    appealed: bool
+    decided: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Leaf:
-    """One line of a settlement; mirrors `struct Leaf`.
+    """One line of a settlement, at the place of its payee's number; mirrors `struct Leaf`.
 
     `reward_wei` is for this round, `cumulative_wei` for the whole job up to and including it: a claim pays
     the difference to what was claimed before, so that one claim pays any number of rounds.
     """
 
-    account: Address
+    account: Address  # NOBODY for an asset
     asset: int  # 0 = the account's own work, else an AssetRegistry token id
     score: int  # fixed point, 1e-9 of validation loss; may be negative
     reward_wei: int
@@ -215,23 +317,67 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreLeaf:
+    """What a contribution or a data set is worth, at its place among them; mirrors `struct ScoreLeaf`."""
+
+    score: int  # fixed point, 1e-9 of validation loss, or REFUSED
+    weight: int  # packed, see rewards.py
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
-    """What one round paid: the root of the Merkle-sum tree over `Leaf`, and where the evidence lies."""
+    """What a settler puts on chain: the roots of a round's two trees, and where the evidence lies."""
 
     job: JobId
     round: int
     root: bytes  # 32 bytes
-    total_wei: int  # the tree's sum of cumulative_wei
-    evidence: Cid  # file: DAG-CBOR with every leaf, score and refusal of the round
+    total_wei: int  # the reward tree's sum of cumulative_wei
+    evidence: Cid  # file: DAG-CBOR with everything that the settlement follows from
+    score_root: bytes = bytes(32)
+    weights: int = 0  # the score tree's sum
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementState:
+    """A settlement as the chain keeps it; mirrors `struct Settlement`."""
+
+    job: JobId
+    round: int
+    root: bytes  # 32 bytes
+    digest: bytes  # 32 bytes: of the Opening
+    total_wei: int
+    claimable_at: int  # Unix seconds
+    payees: int  # leaves of the reward tree
+    previous_round: int  # the round settled before this one, 0 if none was
+    epoch: int  # one more than the settlements of the job that had been overturned by then
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What the chain keeps a hash of, and who challenges a settlement shows; mirrors `struct Opening`."""
+
+    score_root: bytes  # 32 bytes
+    weights: int
+    settler: Address
 
 
 @dataclass(frozen=True, slots=True)
 class ProofStep:
-    """One step from a leaf to the root: the sibling's hash and sum."""
+    """One step from a node of a sum tree to its root: the sibling's hash and sum."""
 
     hash: bytes  # 32 bytes
-    sum_wei: int
+    sum: int
     is_left: bool  # the sibling stands to the left
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """A claim among many; mirrors `struct ClaimRequest`."""
+
+    job: JobId
+    round: int
+    leaf: Leaf
+    proof: tuple[ProofStep, ...]
 
 
 @dataclass(frozen=True, slots=True)

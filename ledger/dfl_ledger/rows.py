@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
-from dfl_ledger.records import Address, Cid, JobId, Kind, Leaf, Mode, Phase, ProofStep
+from dfl_ledger.records import Address, Cid, JobId, Kind, Leaf, Mode, Phase, ProofStep, Settlement
 
 SCORES_PER_UNIT = 10**9  # of validation loss; divided, not multiplied: 1e-9 is no float
 _KIND_NAMES = {int(kind): kind.name.lower() for kind in Kind}
@@ -27,7 +27,7 @@ def to_json(value: Any) -> Any:
 
 
 def _member(name: str, value: Any) -> Any:
-    big = isinstance(value, int) and (name.endswith("_wei") or name == "asset")
+    big = isinstance(value, int) and (name.endswith("_wei") or name in ("asset", "weights"))
     return str(value) if big else to_json(value)
 
 
@@ -124,6 +124,21 @@ class SettlementRow(Row):
     tx: str
     block: int
     leaves: tuple[Leaf, ...]
+    score_root: bytes
+    weights: int  # packed, see rewards.py
+    payees: int  # lines of its reward tree
+
+    def settlement(self) -> Settlement:
+        """What its settler put on chain."""
+        return Settlement(
+            self.job,
+            self.round,
+            self.root,
+            self.total_wei,
+            Cid.parse(self.evidence),
+            self.score_root,
+            self.weights,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,9 +294,25 @@ def read_node(row: tuple[Any, ...]) -> NodeRow:
     return NodeRow(node, key, int(stake), unbond_at, tuple(json.loads(addrs)), state, block)
 
 
+SETTLEMENT_COLUMNS = (
+    "job, round, settler, root, total_wei, evidence, claimable_at, tx, block, score_root, weights, payees"
+)
+
+
 def read_settlement(row: tuple[Any, ...], leaves: tuple[Leaf, ...]) -> SettlementRow:
-    job, round_, settler, root, total, evidence, claimable_at, tx, block = row
-    root_bytes = bytes.fromhex(root.removeprefix("0x"))
+    job, round_, settler, root, total, evidence, claimable_at, tx, block, score_root, weights, payees = row
     return SettlementRow(
-        job, round_, settler, root_bytes, int(total), evidence, claimable_at, tx, block, leaves
+        job=job,
+        round=round_,
+        settler=settler,
+        root=bytes.fromhex(root.removeprefix("0x")),
+        total_wei=int(total),
+        evidence=evidence,
+        claimable_at=claimable_at,
+        tx=tx,
+        block=block,
+        leaves=leaves,
+        score_root=bytes.fromhex(score_root.removeprefix("0x")),
+        weights=int(weights),
+        payees=payees,
     )

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dfl_ledger.errors import NodeNotRunning, StoreUnavailable, UsageError
+from dfl_ledger.tables import PROTOCOL_TABLES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 APPLICATION_ID = 0x64666C31  # "dfl1", in the file's header
 BUSY_TIMEOUT_S = 10.0
 LOG_INDEX_BITS = 20  # of `seq`, the place of an event in the chain: block << 20 | log index
@@ -43,10 +44,12 @@ CREATE TABLE events (
     name TEXT NOT NULL,
     args TEXT NOT NULL,  -- JSON
     job INTEGER,  -- whose derived rows the event touches
-    node TEXT  -- or which node's
+    node TEXT,  -- or which node's
+    asset INTEGER  -- or which asset's
 ) STRICT;
 CREATE INDEX events_by_job ON events (job) WHERE job IS NOT NULL;
 CREATE INDEX events_by_node ON events (node) WHERE node IS NOT NULL;
+CREATE INDEX events_by_asset ON events (asset) WHERE asset IS NOT NULL;
 
 CREATE TABLE nodes (
     node TEXT PRIMARY KEY COLLATE NOCASE,
@@ -55,7 +58,8 @@ CREATE TABLE nodes (
     boot_addrs TEXT NOT NULL,  -- JSON list of multiaddrs
     state TEXT NOT NULL CHECK (state IN ('bonded', 'unbonding', 'withdrawn')),
     unbond_at INTEGER NOT NULL,  -- Unix seconds, 0 while bonded
-    registered_block INTEGER NOT NULL
+    registered_block INTEGER NOT NULL,
+    evaluator_weight TEXT NOT NULL DEFAULT '0'  -- wei, 0 if it is no evaluator
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE jobs (
@@ -70,6 +74,7 @@ CREATE TABLE jobs (
     target INTEGER NOT NULL,
     round_budget_wei TEXT NOT NULL,
     required_stake_wei TEXT NOT NULL,
+    terms TEXT NOT NULL,  -- JSON list in the order of struct JobTerms
     phase INTEGER NOT NULL,
     round INTEGER NOT NULL,
     deadline INTEGER NOT NULL,  -- Unix seconds
@@ -94,6 +99,7 @@ CREATE TABLE rounds (
     published_block INTEGER,
     voided_block INTEGER,
     settled_block INTEGER,
+    payees INTEGER,  -- that the job had when the model was published
     PRIMARY KEY (job, round)
 ) STRICT, WITHOUT ROWID;
 
@@ -128,6 +134,9 @@ CREATE TABLE settlements (
     settler TEXT NOT NULL COLLATE NOCASE,
     root TEXT NOT NULL,  -- 0x hex
     total_wei TEXT NOT NULL,
+    score_root TEXT NOT NULL,  -- 0x hex
+    weights TEXT NOT NULL,
+    payees INTEGER NOT NULL,  -- lines of its reward tree
     evidence TEXT NOT NULL,
     claimable_at INTEGER NOT NULL,  -- Unix seconds
     tx TEXT NOT NULL,
@@ -141,21 +150,22 @@ CREATE INDEX settlements_unverified ON settlements (evidence) WHERE verified = 0
 CREATE TABLE leaves (
     job INTEGER NOT NULL,
     round INTEGER NOT NULL,
-    account TEXT NOT NULL COLLATE NOCASE,
-    asset TEXT NOT NULL,
+    place INTEGER NOT NULL,  -- the payee's number
+    account TEXT NOT NULL COLLATE NOCASE,  -- the zero address for an asset
+    asset INTEGER NOT NULL,
     score TEXT NOT NULL,
     reward_wei TEXT NOT NULL,
     cumulative_wei TEXT NOT NULL,
-    PRIMARY KEY (job, round, account, asset),
+    PRIMARY KEY (job, round, place),
     FOREIGN KEY (job, round) REFERENCES settlements ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX leaves_by_account ON leaves (account, job, asset, round);
+CREATE INDEX leaves_by_account ON leaves (account, asset, job, round);
 
 CREATE TABLE claims (
     seq INTEGER PRIMARY KEY,
     job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
     round INTEGER NOT NULL,
-    account TEXT NOT NULL COLLATE NOCASE,
+    account TEXT NOT NULL COLLATE NOCASE,  -- who was paid: for an asset, its owner
     asset TEXT NOT NULL,
     amount_wei TEXT NOT NULL,
     tx TEXT NOT NULL,
@@ -163,6 +173,7 @@ CREATE TABLE claims (
 ) STRICT;
 CREATE INDEX claims_by_job ON claims (job);
 CREATE INDEX claims_by_account ON claims (account, job, asset);
+CREATE INDEX claims_by_asset ON claims (asset, job) WHERE asset <> '0';
 
 -- files as published, by CID: outlives a rollback, and the settlement it belongs to
 CREATE TABLE evidence (
@@ -266,7 +277,7 @@ def _connect(uri: str) -> sqlite3.Connection:
 
 def _create(db: sqlite3.Connection) -> None:
     # one statement at a time: executescript would commit before it starts
-    for statement in _TABLES.split(";"):
+    for statement in (_TABLES + PROTOCOL_TABLES).split(";"):
         db.execute(statement)
     db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -115,6 +115,13 @@ class Writer:
     def __repr__(self) -> str:
         return f"Writer({self.address})"
 
+    def sign_typed_data(
+        self, domain: dict[str, Any], types: dict[str, Any], message: dict[str, Any]
+    ) -> tuple[int, bytes, bytes]:
+        """Our signature of typed data (EIP-712): v, r, s."""
+        signed = self._account.sign_typed_data(domain, types, message)
+        return signed.v, signed.r.to_bytes(32, "big"), signed.s.to_bytes(32, "big")
+
     def send(self, call: str, to: Address | None, data: bytes, *, value_wei: int = 0) -> Mined:
         """Estimate, sign, send and wait. `call` names the function in messages.
 
@@ -185,6 +192,17 @@ class Writer:
         return fees
 
     # -- what was sent before -------------------------------------------------------------------------
+    def unfinished(self, call: str, to: Address, start: bytes) -> bytes | None:
+        """The data of a call that was sent and whose end is not known, if it begins like this.
+
+        For calls that would have other bytes when made again, such as a signature under a nonce that was
+        used.
+        """
+        with self._lock:
+            open_ = [sent.call for sent in self._journal.open()]
+        found = [own.data for own in open_ if (own.name, own.to) == (call, to) and own.data.startswith(start)]
+        return found[-1] if found else None
+
     def _adopt(self, call: Call) -> Sent | None:
         """The same call, sent before, whose end nobody waits for."""
         with self._lock:

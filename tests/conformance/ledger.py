@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from dfl_ledger.errors import ChainUnreachable, InsufficientFunds
-from dfl_ledger.merkle import SumTree
+from dfl_ledger.merkle import RewardTree
 from dfl_ledger.records import Cid, Kind, Phase
 from tests.conformance.ledger_modes import MODE_CHECKS
+from tests.conformance.ledger_money import MONEY_CHECKS
+from tests.conformance.ledger_panels import PANEL_CHECKS
 from tests.conformance.ledger_story import (
     BUDGET,
     ETHER,
@@ -39,15 +41,8 @@ def check_whole_life_of_a_job(world: World) -> None:
     job, events = whole_life_of_a_job(world)
     of_job = [event for event in events if event.args.get("job") == job]
     assert [event.name for event in of_job if event.contract == "TrainingJobs"] == [
-        *(
-            "JobCreated",
-            "PhaseChanged",
-            "NodeJoined",
-            "NodeJoined",
-            "PhaseChanged",
-            "RoundOpened",
-            "NodeJoined",
-        ),
+        *("JobCreated", "PhaseChanged", "PayeeAdded", "NodeJoined", "PayeeAdded", "NodeJoined"),
+        *("PhaseChanged", "RoundOpened", "PayeeAdded", "NodeJoined"),
         *("ContributionCommitted", "ContributionCommitted", "PhaseChanged"),
         *("ContributionRevealed", "ContributionRevealed", "PhaseChanged", "ModelPublished"),
         *("PhaseChanged", "RoundOpened", "ContributionCommitted", "RoundVoided", "PhaseChanged"),
@@ -253,9 +248,9 @@ def check_cancelling(world: World) -> None:
     assert a.refundable_wei(later) == BUDGET
     requester.refund(later)
     assert state(a, later).refunded_wei == BUDGET
-    world.reach(a.now() + TERMS.settle_window_s)
+    world.reach(a.now() + TERMS.settle_window_s + 2 * TERMS.score_window_s)
     with refused("SettleWindowPassed", round=1):
-        a.settle(settlement(later, 1, SumTree([leaf(a.address, 1, 1)])))
+        a.settle(settlement(later, 1, RewardTree([leaf(a.address, 1, 1)])))
     requester.refund(later)
     assert requester.balance_wei(requester.address) == 1000 * ETHER
 
@@ -265,22 +260,19 @@ def check_settling(world: World) -> None:
     job = requester.create_job(TERMS)
     a.join(job)
     b.join(job)
-    tree = SumTree([leaf(a.address, BUDGET, BUDGET)])
+    tree = RewardTree([leaf(a.address, BUDGET, BUDGET), leaf(b.address, 0, 0)])
     with refused("RoundNotPublished", round=1):
         a.settle(settlement(job, 1, tree))
     publisher = play_round((a, b), job)
     other = b if publisher is a else a
-    too_much = SumTree([leaf(a.address, BUDGET, BUDGET + 1)])
+    too_much = RewardTree([leaf(a.address, BUDGET, BUDGET + 1), leaf(b.address, 0, 0)])
     with refused("TotalOutOfRange", total=BUDGET + 1, least=0, most=BUDGET):
         publisher.settle(settlement(job, 1, too_much))
-    with refused("NotSettler", account=other.address):
-        other.settle(settlement(job, 1, tree))
     with refused("NotSettled", round=1):
         claim(a, job, 1, tree, a.address)
 
-    # In the second half of the window whoever revealed may settle; the next round runs meanwhile.
-    world.reach(a.now() + TERMS.settle_window_s // 2)
-    with refused("NotSettler", account=requester.address):
+    # Whoever has the stake may settle; the next round runs meanwhile.
+    with refused("SettlerStakeTooLow", settler=requester.address):
         requester.settle(settlement(job, 1, tree))
     other.settle(settlement(job, 1, tree))
     with refused("RoundPassed", round=1, lastSettled=1):
@@ -288,10 +280,12 @@ def check_settling(world: World) -> None:
 
     settled = a.settlement(job, 1)
     assert settled is not None
-    world.reach(settled[1])
+    world.reach(settled.claimable_at)
     forged = replace(tree.leaves[0], account=b.address)
     with refused("InvalidProof", account=b.address):
-        b.claim(job, 1, forged, ())
+        b.claim(job, 1, forged, tree.proof(0))
+    with refused("InvalidProof", account=a.address):
+        b.claim(job, 1, tree.leaves[0], ())
     claim(b, job, 1, tree, a.address)
     with refused("NothingToClaim", account=a.address):
         claim(a, job, 1, tree, a.address)
@@ -367,4 +361,6 @@ CHECKS: tuple[Callable[[World], None], ...] = (
     check_time,
     check_blocks,
     *MODE_CHECKS,
+    *PANEL_CHECKS,
+    *MONEY_CHECKS,
 )

@@ -11,7 +11,7 @@ import pytest
 
 from dfl_ledger.errors import Reverted
 from dfl_ledger.ledger import Ledger
-from dfl_ledger.merkle import SumTree
+from dfl_ledger.merkle import RewardTree
 from dfl_ledger.records import (
     DAG_PB,
     Address,
@@ -24,6 +24,7 @@ from dfl_ledger.records import (
     Kind,
     Leaf,
     Mode,
+    Payee,
     Phase,
     Settlement,
 )
@@ -132,13 +133,13 @@ def leaf(account: Address, reward_wei: int, cumulative_wei: int) -> Leaf:
     return Leaf(account, 0, -123, reward_wei, cumulative_wei)
 
 
-def settlement(job: JobId, round_: int, tree: SumTree) -> Settlement:
-    return Settlement(job, round_, tree.root, tree.total_wei, cid(f"evidence {round_}"))
+def settlement(job: JobId, round_: int, tree: RewardTree) -> Settlement:
+    return Settlement(job, round_, tree.root, tree.total_wei, cid(f"evidence {round_}"), b"s" * 32, 77)
 
 
-def claim(sender: Ledger, job: JobId, round_: int, tree: SumTree, account: Address) -> None:
-    index = tree.index_of(account)
-    sender.claim(job, round_, tree.leaves[index], tree.proof(index))
+def claim(sender: Ledger, job: JobId, round_: int, tree: RewardTree, account: Address) -> None:
+    place = tree.place_of(account)
+    sender.claim(job, round_, tree.leaves[place], tree.proof(place))
 
 
 # -- stories ------------------------------------------------------------------------------------------
@@ -188,11 +189,12 @@ def whole_life_of_a_job(world: World) -> tuple[JobId, list[Event]]:
         c.publish_model(job, 1, cid("model 1"))
     assert a.publication(job, 1) is None
     first.publish_model(job, 1, cid("model 1"))
-    publisher = first
     published = a.publication(job, 1)
     assert published is not None
-    assert published[0] == first.address
-    assert first_at <= published[1] <= a.now()
+    assert (published.round, published.contributions, published.payees) == (1, 2, 3)
+    assert (published.publisher_index, published) == (now.draw, a.publication_at(job, 0))
+    assert first_at <= published.published_at <= a.now()
+    assert (a.position(job, 1), a.position(job, 2)) == (0, None)
     now = state(a, job)
     assert (now.phase, now.round, now.completed, now.expected) == (Phase.COMMIT, 2, 1, 3)
     assert now.model == cid("model 1")
@@ -223,9 +225,17 @@ def whole_life_of_a_job(world: World) -> tuple[JobId, list[Event]]:
     assert (now.phase, now.completed, now.model) == (Phase.COMPLETED, 2, cid("model 3"))
     assert now.phase.terminal
 
-    # Both rounds are settled, in order.
-    one = SumTree([leaf(a.address, 30 * ETHER, 30 * ETHER), leaf(b.address, 20 * ETHER, 20 * ETHER)])
-    three = SumTree(
+    # Both rounds are settled, in order, by whoever has the stake. Payees stand in the order of joining.
+    assert [a.payee(job, number) for number in range(4)] == [*(Payee(x.address, 0) for x in nodes), None]
+    assert [a.payee_of(job, x.address) for x in (*nodes, requester)] == [0, 1, 2, None]
+    one = RewardTree(
+        [
+            leaf(a.address, 30 * ETHER, 30 * ETHER),
+            leaf(b.address, 20 * ETHER, 20 * ETHER),
+            leaf(c.address, 0, 0),
+        ]
+    )
+    three = RewardTree(
         [
             leaf(a.address, 30 * ETHER, 60 * ETHER),
             leaf(b.address, 20 * ETHER, 40 * ETHER),
@@ -234,22 +244,26 @@ def whole_life_of_a_job(world: World) -> tuple[JobId, list[Event]]:
     )
     with refused("EarlierRoundOpen", round=3, earlier=1):
         stand_in.settle(settlement(job, 3, three))
-    with refused("NotSettler", round=1, account=second.address):
-        second.settle(settlement(job, 1, one))
+    with refused("SettlerStakeTooLow", settler=requester.address, stake=0, required=STAKE):
+        requester.settle(settlement(job, 1, one))
     assert a.settlement(job, 1) is None
-    publisher.settle(settlement(job, 1, one))
-    stand_in.settle(settlement(job, 3, three))
+    assert a.final_at(job) == 0
+    c.settle(settlement(job, 1, one))
+    c.settle(settlement(job, 3, three))
     settled = a.settlement(job, 3)
     assert settled is not None
-    found, claimable_at = settled
-    assert found == settlement(job, 3, three)
-    assert state(a, job).spent_wei == 110 * ETHER
+    assert (settled.root, settled.total_wei, settled.payees) == (three.root, three.total_wei, 3)
+    assert (settled.previous_round, settled.epoch) == (1, 1)
+    assert a.final_at(job) == settled.claimable_at
+    assert (state(a, job).spent_wei, a.unclaimed_wei(job)) == (110 * ETHER, 110 * ETHER)
 
     # Claims: not before the challenge window ends, cumulative, once, and anyone may send them.
     before = [x.balance_wei(x.address) for x in nodes]
     with refused("NotClaimableYet", round=3):
         claim(a, job, 3, three, a.address)
-    world.reach(claimable_at)
+    # Nor does escrow go back before: a settlement may still be overturned, and another one take more of it.
+    assert a.refundable_wei(job) == 0
+    world.reach(settled.claimable_at)
     claim(a, job, 3, three, a.address)
     claim(b, job, 1, one, b.address)
     claim(b, job, 3, three, b.address)

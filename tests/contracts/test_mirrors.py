@@ -12,9 +12,32 @@ from typing import Any
 
 import pytest
 
-from dfl_ledger.records import JobState, JobTerms, Kind, Leaf, Mode, Phase, ProofStep
+from dfl_ledger.records import (
+    AssetKind,
+    Audit,
+    ClaimRequest,
+    Fault,
+    JobState,
+    JobTerms,
+    Kind,
+    Leaf,
+    Mode,
+    Opening,
+    PanelPhase,
+    PanelState,
+    Payee,
+    Phase,
+    ProofStep,
+    Publication,
+    ScoreLeaf,
+    Seat,
+    SettlementState,
+    Tree,
+    Word,
+)
 
-_TYPES = (Path(__file__).parents[2] / "contracts" / "types" / "Types.sol").read_text(encoding="utf-8")
+_FOLDER = Path(__file__).parents[2] / "contracts" / "types"
+_TYPES = "".join(path.read_text(encoding="utf-8") for path in sorted(_FOLDER.glob("*.sol")))
 
 
 def _struct_fields(contract: str, type_name: str) -> list[str]:
@@ -35,13 +58,17 @@ def _struct_fields(contract: str, type_name: str) -> list[str]:
     return fields
 
 
+# Where ours says more than Solidity's.
+_RENAMED = {"SettlementState": "Settlement", "PanelState.phase": "state"}
+
+
 def _camel(name: str) -> str:
     """`round_budget_wei` as Solidity has it, where the unit is in the comment: `roundBudget`."""
     head, *tail = re.sub(r"_(wei|s)$", "", name).split("_")
     return head + "".join(word.capitalize() for word in tail)
 
 
-@pytest.mark.parametrize("enum", [Mode, Phase, Kind])
+@pytest.mark.parametrize("enum", [Mode, Phase, Kind, AssetKind, PanelPhase, Tree, Fault])
 def test_enums_have_the_same_members_in_the_same_order(enum: type[IntEnum]) -> None:
     declared = re.search(rf"enum {enum.__name__} {{([^}}]*)}}", _TYPES)
     assert declared is not None
@@ -55,12 +82,24 @@ def test_enums_have_the_same_members_in_the_same_order(enum: type[IntEnum]) -> N
     [
         ("TrainingJobs", JobTerms, ()),
         ("TrainingJobs", JobState, ("job",)),
+        ("TrainingJobs", Publication, ()),
+        ("TrainingJobs", Payee, ()),
         ("RewardDistributor", Leaf, ()),
         ("RewardDistributor", ProofStep, ()),
+        ("RewardDistributor", ScoreLeaf, ()),
+        ("RewardDistributor", Opening, ()),
+        ("RewardDistributor", ClaimRequest, ()),
+        ("RewardDistributor", SettlementState, ("job", "round")),
+        ("ScoreBoard", PanelState, ()),
+        ("ScoreBoard", Seat, ()),
+        ("ScoreBoard", Word, ()),
+        ("ScoreBoard", Audit, ()),
     ],
 )
 def test_structs_have_the_same_fields_in_the_same_order(
     contract: str, record: type, extra: tuple[str, ...]
 ) -> None:
-    fields = [field.name for field in dataclasses.fields(record) if field.name not in extra]
-    assert [_camel(name) for name in fields] == _struct_fields(contract, record.__name__)
+    fields = [_camel(field.name) for field in dataclasses.fields(record) if field.name not in extra]
+    name = _RENAMED.get(record.__name__, record.__name__)
+    expected = [_RENAMED.get(f"{record.__name__}.{field}", field) for field in fields]
+    assert expected == _struct_fields(contract, name)

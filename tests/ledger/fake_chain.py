@@ -8,12 +8,31 @@ from typing import Any, cast
 
 from eth_utils.address import to_checksum_address
 
+from dfl_ledger import vectors
+from dfl_ledger.contracts import CONTRACTS, load
 from dfl_ledger.errors import ChainUnreachable
-from dfl_ledger.evidence import Evidence, EvidenceEntry, split
+from dfl_ledger.evidence import Evidence
+from dfl_ledger.facts import Ballot, Piece, RoundFacts, Shares
 from dfl_ledger.ledger import Ledger
-from dfl_ledger.records import Address, BlockRef, Cid, Event, JobId, Leaf, TxHash
+from dfl_ledger.records import (
+    REFUSED,
+    Address,
+    BlockRef,
+    Cid,
+    Event,
+    JobId,
+    JobTerms,
+    Leaf,
+    Mode,
+    Payee,
+    TxHash,
+)
+from dfl_ledger.terms import to_args
 
 BUDGET_WEI = 10**18
+EVALUATOR = 500  # the number of the one who scores every round
+WHY = "norm 12.5 is more than 3 times the median"
+_CONTRACT_OF = {entry.name: name for name in reversed(CONTRACTS) for entry in load(name).events.values()}
 
 
 def address(number: int) -> Address:
@@ -57,7 +76,9 @@ class FakeChain:
         text = f"{self.branch} {number} {self.blocks[-1].hash} {events}"
         block_hash = "0x" + hashlib.sha256(text.encode()).hexdigest()
         made = tuple(
-            Event(number, block_hash, index, TxHash(f"0x{number:060x}{index:04x}"), address(999), name, args)
+            Event(
+                number, block_hash, index, _tx(number, index), _CONTRACT_OF.get(name, "Elsewhere"), name, args
+            )
             for index, (name, args) in enumerate(events)
         )
         self.blocks.append(Block(block_hash, made))
@@ -103,6 +124,10 @@ class FakeChain:
         return [event for block in self.blocks[from_block : to_block + 1] for event in block.events]
 
 
+def _tx(block: int, index: int) -> TxHash:
+    return TxHash(f"0x{block:060x}{index:04x}")
+
+
 @dataclass
 class JobStory:
     """Writes one job's events on a chain, as the contracts would emit them."""
@@ -114,20 +139,32 @@ class JobStory:
     model: str = "model 0"
     total_wei: int = 0
     leaves: tuple[Leaf, ...] = ()
+    payees: tuple[Payee, ...] = ()
 
     def create(self, rounds: int = 3) -> None:
+        terms = JobTerms(
+            spec=cid("spec"),
+            model=cid(self.model),
+            mode=Mode.SYNC,
+            rounds=rounds,
+            quorum=2,
+            min_nodes=3,
+            open_window_s=100,
+            commit_window_s=100,
+            reveal_window_s=100,
+            aggregate_window_s=100,
+            target=0,
+            settle_window_s=100,
+            challenge_window_s=100,
+            round_budget_wei=BUDGET_WEI,
+            required_stake_wei=5 * 10**19,
+            evaluators=1,
+        )
         created = {
             "job": self.job,
             "requester": address(0),
-            "spec": hex32("spec"),
-            "model": hex32(self.model),
-            "mode": 0,
-            "rounds": rounds,
-            "quorum": 2,
-            "minNodes": 3,
-            "target": 0,
-            "roundBudget": BUDGET_WEI,
-            "requiredStake": 5 * 10**19,
+            "spec": hex32(terms.spec),
+            "terms": to_args(terms),
         }
         phase = {"job": self.job, "round": 1, "phase": 1, "deadline": 100}
         self.chain.mine(("JobCreated", created), ("PhaseChanged", phase))
@@ -142,7 +179,9 @@ class JobStory:
 
     def contribute(self) -> None:
         """Everybody commits in one block and reveals in the next."""
-        commits = [
+        new = [Payee(address(node), 0) for node in self.nodes if Payee(address(node), 0) not in self.payees]
+        commits = self._added(*new)
+        commits += [
             ("ContributionCommitted", self._in_round({"node": address(n), "commitment": hex32(f"salt {n}")}))
             for n in self.nodes
         ]
@@ -175,48 +214,66 @@ class JobStory:
         self.contribute()
         self.publish()
 
-    def evidence(self, scores: tuple[int, ...] = (3, 1, 0), **changes: Any) -> Evidence:
+    def facts(self, scores: tuple[int, ...] = (3, 1, 0)) -> RoundFacts:
+        """Of the current round, once published; the last of its nodes is refused."""
+        parent = f"model {self.job}.{self.round - 1}" if self.round > 1 else "model 0"
+        vector = vectors.encode((*scores[: len(self.nodes) - 1], REFUSED, 1))
+        judge = Payee(address(EVALUATOR), 0)
+        return RoundFacts(
+            job=JobId(self.job),
+            round=self.round,
+            parent=cid(parent),
+            model=cid(self.model),
+            shares=Shares(BUDGET_WEI),
+            contributions=tuple(Piece(address(node), cid(self.update(node)), 640) for node in self.nodes),
+            datasets=(),
+            audits=0,
+            ballots=(Ballot(judge.account, 10**20, vector),),
+            payees=self.payees if judge in self.payees else (*self.payees, judge),
+        )
+
+    def evidence(self, scores: tuple[int, ...] = (3, 1, 0)) -> Evidence:
         """Of the current round, once published; the last of its nodes is refused."""
         last = len(self.nodes) - 1
-        entries = tuple(
-            EvidenceEntry(
-                node=address(node),
-                index=index,
-                cid=cid(self.update(node)),
-                samples=640,
-                accepted=index != last,
-                why="" if index != last else "norm 12.5 is more than 3 times the median",
-                score=scores[index] if index != last else 0,
-            )
-            for index, node in enumerate(self.nodes)
+        return Evidence.of(
+            self.facts(scores),
+            self.leaves,
+            validation=cid("validation"),
+            method="shapley",
+            whys={last: WHY},
         )
-        parent = f"model {self.job}.{self.round - 1}" if self.round > 1 else "model 0"
-        values: dict[str, Any] = {
-            "job": JobId(self.job),
-            "round": self.round,
-            "parent": cid(parent),
-            "model": cid(self.model),
-            "validation": cid("validation"),
-            "method": "shapley",
-            "round_budget_wei": BUDGET_WEI,
-            "entries": entries,
-            "leaves": split(BUDGET_WEI, entries, self.leaves),
-        }
-        return Evidence(**(values | changes))
 
     def settle(self, evidence: Evidence, claimable_at: int = 1000) -> Cid:
+        """The panel's scores, and a settlement by them."""
         evidence_cid = Cid.from_digest(hashlib.sha256(evidence.encode()).digest())
         settlement = evidence.settlement(evidence_cid)
         self.leaves, self.total_wei = evidence.leaves, settlement.total_wei
+        at = {"job": self.job, "round": evidence.round, "panel": 0}
+        judge, seated = Payee(address(EVALUATOR), 0), {"seat": 0, "evaluator": address(EVALUATOR)}
+        vector = evidence.ballots[0].vector or b""
+        drawn = {"evaluators": [judge.account], "weights": [10**20], "subjects": len(vector) // 8}
         settled = {
             "settler": address(self.nodes[0]),
             "root": "0x" + settlement.root.hex(),
             "total": settlement.total_wei,
+            "scoreRoot": "0x" + settlement.score_root.hex(),
+            "weights": settlement.weights,
+            "payees": len(evidence.leaves),
             "evidence": hex32(evidence_cid),
             "claimableAt": claimable_at,
         }
-        self.chain.mine(("Settled", self._in_round({"round": evidence.round} | settled)))
+        self.chain.mine(
+            ("PanelDrawn", at | drawn),
+            ("ScoresCommitted", at | seated),
+            *(self._added(judge) if judge not in self.payees else ()),
+            ("ScoresRevealed", at | seated | {"vector": "0x" + vector.hex()}),
+        )
+        self.chain.mine(("Settled", {"job": self.job, "round": evidence.round} | settled))
         return evidence_cid
+
+    def overturn(self, round_: int, why: int = 1) -> None:
+        shown = {"challenger": address(77), "settler": address(self.nodes[0]), "why": why}
+        self.chain.mine(("Overturned", {"job": self.job, "round": round_} | shown))
 
     def claim(self, node: int, amount_wei: int, round_: int) -> None:
         paid = {"round": round_, "account": address(node), "asset": 0, "amount": amount_wei}
@@ -227,6 +284,14 @@ class JobStory:
 
     def update(self, node: int) -> str:
         return f"update {self.job}.{self.round}.{node}"
+
+    def _added(self, *payees: Payee) -> list[tuple[str, dict[str, Any]]]:
+        events: list[tuple[str, dict[str, Any]]] = []
+        for payee in payees:
+            told = {"index": len(self.payees), "account": payee.account, "asset": payee.asset}
+            events.append(("PayeeAdded", {"job": self.job} | told))
+            self.payees += (payee,)
+        return events
 
     def _in_round(self, args: dict[str, Any]) -> dict[str, Any]:
         return {"job": self.job, "round": self.round} | args

@@ -136,7 +136,7 @@ def test_what_can_be_refunded_follows_the_clock_too(world: ChainWorld) -> None:
     a.join(job)
     play_round((a,), job)
     assert a.refundable_wei(job) == 0
-    world.rpc.call("evm_increaseTime", TERMS.settle_window_s + 1)
+    world.rpc.call("evm_increaseTime", TERMS.settle_window_s + 2 * TERMS.score_window_s + 1)
     assert a.refundable_wei(job) == BUDGET
 
 

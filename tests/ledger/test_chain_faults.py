@@ -21,7 +21,9 @@ from dfl_ledger.records import Address, JobId
 from dfl_ledger.rpc import Rpc
 
 TOKEN, REGISTRY, JOBS, CODE = (Address("0x" + digit * 40) for digit in "1234")
-DEPLOYMENT = Deployment(31337, TOKEN, REGISTRY, JOBS, CODE, 1)
+ASSETS = Address("0xDc64a140Aa3E981100a9becA4E685f962f0cF6C9")
+BOARD = Address("0x5FC8d32690cc91D4c39d9d3abcBD16989F875707")
+DEPLOYMENT = Deployment(31337, TOKEN, REGISTRY, ASSETS, JOBS, BOARD, CODE, 1)
 
 Answer = Callable[[BaseHTTPRequestHandler, str], None]
 

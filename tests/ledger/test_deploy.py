@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dfl_ledger.contracts import CONTRACTS, load
-from dfl_ledger.deploy import Deployment, deploy, find_deployment
+from dfl_ledger.deploy import Deployment, check_links, created_address, deploy, find_deployment
 from dfl_ledger.devchain import CHAIN_ID, DevChain, treasury
-from dfl_ledger.errors import InsufficientFunds, UsageError
+from dfl_ledger.errors import InsufficientFunds, UsageError, VerificationFailed
 from dfl_ledger.records import Address
 from dfl_ledger.rpc import Rpc
 from tests.ledger.conftest import ChainWorld
@@ -22,6 +23,8 @@ DEPLOYMENT = Deployment(
     Address("0xe7f1725E7734CE288F8367e1Bb143E90bb3F0512"),
     Address("0x9fE46736679d2D9a65F0992F2272dE9f3c7fa6e0"),
     Address("0xCf7Ed3AccA5a467e9e704C703E8D87F634fB0Fc9"),
+    Address("0xDc64a140Aa3E981100a9becA4E685f962f0cF6C9"),
+    Address("0x5FC8d32690cc91D4c39d9d3abcBD16989F875707"),
     5,
 )
 
@@ -49,7 +52,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         ({"deployBlock": 1.5}, "deployBlock"),
         ({"more": 1}, "unknown more"),
         ({"contracts": []}, "not an object"),
-        ({"contracts": {}}, "lacks NodeRegistry"),
+        ({"contracts": {}}, "lacks AssetRegistry, NodeRegistry"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, Any], why: str) -> None:
@@ -105,8 +108,18 @@ def test_finding(tmp_path: Path) -> None:
         find_deployment(1, [near])
 
 
+def test_addresses_follow_from_the_nonce() -> None:
+    """https://eips.ethereum.org/EIPS/eip-161: the first ones of an account that every anvil has."""
+    sender = "0xf39Fd6e51aad88F6F4ce6aB8827279cffFb92266"
+    found = [created_address(sender, nonce) for nonce in range(6)]
+    assert found == list(DEPLOYMENT.addresses.values())
+    # lengths of a nonce in RLP: a byte of its own up to 127, then with a prefix, then two bytes
+    assert created_address(sender, 127) == "0x5fc748f1FEb28d7b76fa1c6B07D8ba2d5535177c"
+    assert len({created_address(sender, nonce) for nonce in (0, 127, 128, 255, 256, 65_536)}) == 6
+
+
 def test_deploying(dev: DevChain) -> None:
-    found = deploy(dev.rpc_url, treasury(), unbond_delay_s=77)
+    found = deploy(dev.rpc_url, treasury(), unbond_delay_s=77, min_evaluator_stake_wei=7)
     rpc = Rpc(dev.rpc_url)
     try:
 
@@ -118,8 +131,14 @@ def test_deploying(dev: DevChain) -> None:
         assert found.chain_id == CHAIN_ID
         assert read("VnxToken", "balanceOf", treasury().address) == 10**27
         assert read("NodeRegistry", "unbondDelay") == 77
+        assert read("NodeRegistry", "minEvaluatorStake") == 7
         assert read("RewardDistributor", "jobs") == found.jobs
         assert read("TrainingJobs", "registry") == found.registry
+        assert read("ScoreBoard", "jobs") == found.jobs
+        check_links(rpc, found)
+        strangers = replace(found, board=dev.deployment().board)
+        with pytest.raises(VerificationFailed, match="does not belong"):
+            check_links(rpc, strangers)
         for address in found.addresses.values():
             before = rpc.call("eth_getCode", address, hex(found.deploy_block - 1))
             assert before == "0x"

@@ -15,7 +15,7 @@ import pytest
 from dfl_ledger.errors import NodeNotRunning, UsageError
 from dfl_ledger.evidence import Evidence
 from dfl_ledger.indexer import Indexer
-from dfl_ledger.merkle import verify
+from dfl_ledger.merkle import Top, verify
 from dfl_ledger.query import LedgerRows, open_ledger
 from dfl_ledger.records import Cid, Kind
 from tests.ledger.fake_chain import BUDGET_WEI, FakeChain, JobStory, address, cid, hex32, register
@@ -216,8 +216,10 @@ def test_one_claim_pays_for_every_round(ledger: Ledger, rows: LedgerRows) -> Non
     for now, round_, amount_wei in ((1000, 1, share), (2000, 2, 2 * share)):
         (claim,) = rows.claimable(address(1), now)
         assert (claim.job, claim.round, claim.amount_wei) == (1, round_, amount_wei)
-        root, total_wei = settlements[round_].root, settlements[round_].total_wei
-        assert verify(claim.leaf, claim.proof, root, total_wei)
+        leaves = len(ledger.evidence[round_ - 1][0].leaves)
+        assert verify(
+            claim.leaf, claim.proof, Top(settlements[round_].root, settlements[round_].total_wei, leaves)
+        )
     assert rows.claimable(address(3), now=2000) == ()  # refused each time: nothing to pay
 
 

@@ -17,7 +17,10 @@ from tests.ledger.fake_chain import (
     JobStory,
 )
 
-DERIVED = ("nodes", "jobs", "rounds", "contributions", "settlements", "leaves", "claims")
+DERIVED = (
+    *("nodes", "jobs", "rounds", "contributions", "settlements", "leaves", "claims"),
+    *("payees", "panels", "seats", "offences", "overturned"),
+)
 OpenIndexer = Callable[..., Indexer]
 
 

@@ -13,6 +13,7 @@ from dfl_ledger.errors import (
     VerificationFailed,
 )
 from dfl_ledger.evidence import Evidence
+from dfl_ledger.facts import Shares
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.query import open_ledger
 from dfl_ledger.records import Leaf
@@ -74,7 +75,7 @@ def false_evidence(story: JobStory, **changes: Any) -> Evidence:
 FALSE: dict[str, Callable[[JobStory], Evidence]] = {
     "another parent": lambda s: false_evidence(s, parent=cid("else")),
     "another model": lambda s: false_evidence(s, model=cid("else")),
-    "a larger budget": lambda s: false_evidence(s, round_budget_wei=BUDGET_WEI + 1),
+    "a larger budget": lambda s: false_evidence(s, shares=Shares(BUDGET_WEI + 1)),
     "a missing contribution": lambda s: false_evidence(s, entries=s.evidence().entries[:2]),
     "another node's update": lambda s: false_evidence(
         s, entries=(replace(s.evidence().entries[0], cid=cid("else")), *s.evidence().entries[1:])
@@ -87,13 +88,12 @@ FALSE: dict[str, Callable[[JobStory], Evidence]] = {
     "a cumulative reward from nowhere": lambda s: with_leaf(s.evidence(), 2, cumulative_wei=BUDGET_WEI),
     "a stranger's leaf": lambda s: false_evidence(
         s,
-        leaves=tuple(
-            sorted(
-                (*s.evidence().leaves, Leaf(address(77), 0, 0, 0, 5)), key=lambda leaf: int(leaf.account, 16)
-            )
-        ),
+        leaves=(*s.evidence().leaves, Leaf(address(77), 0, 0, 0, 5)),
     ),
     "a node left out": lambda s: false_evidence(s, leaves=s.evidence().leaves[1:]),
+    "another score": lambda s: false_evidence(
+        s, entries=(replace(s.evidence().entries[0], score=9), *s.evidence().entries[1:])
+    ),
 }
 
 

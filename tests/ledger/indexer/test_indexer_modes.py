@@ -13,9 +13,11 @@ from dfl_ledger.indexer import Indexer
 from dfl_ledger.ledger import Ledger
 from dfl_ledger.query import LedgerRows, open_ledger
 from dfl_ledger.records import JobId, JobTerms
+from tests.conformance.ledger_bench import Played, alike, bench, score
 from tests.conformance.ledger_modes import ASYNC, CHAINED
 from tests.conformance.ledger_story import (
     BUDGET,
+    ETHER,
     TERMS,
     World,
     cid,
@@ -32,12 +34,14 @@ from tests.ledger.conftest import ChainWorld, MemoryWorld
 from tests.ledger.indexer.test_indexer_ledgers import check_job_rows, evidence_of
 
 Check = Callable[[World, Path], None]
+POT = BUDGET - BUDGET // 10_000  # the evaluators have one basis point
 
 
 class Indexed:
     """A job of three members, and its rows up to the newest block whenever they are asked for."""
 
-    def __init__(self, world: World, path: Path, terms: JobTerms) -> None:
+    def __init__(self, world: World, path: Path, terms: JobTerms, judges: list[Ledger]) -> None:
+        self.judges = judges
         self.members = [member(world) for _ in range(3)]
         reader = self.members[0]
         self.indexer = Indexer(path, reader, deployment_key="test", start_block=reader.head())
@@ -58,8 +62,10 @@ class Indexed:
         return publisher
 
     def settle(self, publisher: Ledger, round_: int, scores: tuple[int, ...]) -> list[int | None]:
-        """What each contribution earned."""
-        evidence = evidence_of(self.rows, self.job, round_, scores)
+        """What each contribution earned, by the scores of everybody on the bench."""
+        played = Played(self.job, round_, self.members, publisher)
+        score(self.judges, played, alike(self.judges, (*scores, 1)))
+        evidence = evidence_of(self.rows, self.job, round_)
         publisher.settle(evidence.settlement(cid(f"evidence {round_}")))
         assert self.rows.unsettled_rounds(self.job) == ()
         assert self.indexer.add_evidence(evidence, cid(f"evidence {round_}"))
@@ -72,16 +78,18 @@ class Indexed:
 
 @contextmanager
 def indexed(world: World, path: Path, terms: JobTerms) -> Iterator[Indexed]:
-    found = Indexed(world, path, terms)
-    yield found
-    found.close()
+    scored = replace(terms, evaluators=3, evaluator_bps=1, bond_wei=ETHER, score_window_s=300)
+    with bench(world, 20, 30, 50) as judges:
+        found = Indexed(world, path, scored, judges)
+        yield found
+        found.close()
 
 
 def check_updates_on_older_models_are_settled(world: World, path: Path) -> None:
     with indexed(world, path, ASYNC) as on:
         a, b, c = on.members
         older = replace(work(c, on.job), round=2)
-        assert on.settle(play_round((a, b), on.job), 1, (1, 1)) == [BUDGET // 2, BUDGET // 2]
+        assert on.settle(play_round((a, b), on.job), 1, (1, 1)) == [POT // 2, POT // 2]
         newest = state(a, on.job).model
         c.commit(older, salt(c))
         commit_all((b,), on.job)
@@ -90,7 +98,7 @@ def check_updates_on_older_models_are_settled(world: World, path: Path) -> None:
         publisher = on.publish("model 2")
         assert on.rows.models(on.job, 2) == (newest, cid("model 2"))
         assert [row.parent for row in on.rows.revealed(on.job, 2)] == [str(ASYNC.model), str(newest)]
-        assert on.settle(publisher, 2, (1, 3)) == [BUDGET // 4, BUDGET * 3 // 4]
+        assert on.settle(publisher, 2, (1, 3)) == [POT // 4, POT * 3 // 4]
 
 
 def check_members_stand(world: World, path: Path) -> None:
@@ -133,7 +141,7 @@ def check_a_lap_row_by_row(world: World, path: Path) -> None:
         assert [hop.parent for hop in hops] == [str(m) for m in (TERMS.model, TERMS.model, cid("hop 1"))]
         publisher = on.publish("hop 2")
         check_job_rows(reader, on.rows, on.job)
-        assert on.settle(publisher, 1, (3, 0, 1)) == [BUDGET * 3 // 4, 0, BUDGET // 4]
+        assert on.settle(publisher, 1, (3, 0, 1)) == [POT * 3 // 4, 0, POT // 4]
 
 
 CHECKS = (check_updates_on_older_models_are_settled, check_members_stand, check_a_lap_row_by_row)

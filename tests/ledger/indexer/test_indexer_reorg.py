@@ -87,8 +87,8 @@ def test_a_settlement_that_became_another_loses_its_scores(
     story.create()
     indexer = indexer_of(chain)
     settled_round(chain, story, indexer)
-    chain.rewind(1, "other")
-    story.leaves = ()
+    chain.rewind(2, "other")  # the panel's scores, and the settlement by them
+    story.leaves, story.payees = (), story.payees[:-1]
     evidence = story.evidence(scores=(1, 1, 0))
     evidence_cid = story.settle(evidence)
     chain.mine_empty(1)
@@ -98,6 +98,29 @@ def test_a_settlement_that_became_another_loses_its_scores(
         assert rows.revealed(1, 1)[0].score is None
     assert indexer.add_evidence(evidence, evidence_cid)
     check_equals_a_fresh_index(chain, path, indexer_of, evidence)
+
+
+def test_an_overturned_settlement_comes_back_with_its_block(
+    chain: FakeChain, path: Path, indexer_of: OpenIndexer
+) -> None:
+    story = JobStory(chain)
+    story.create()
+    indexer = indexer_of(chain)
+    evidence = [settled_round(chain, story, indexer), settled_round(chain, story, indexer)]
+    story.overturn(1)
+    catch_up(indexer)
+    with open_ledger(path) as rows:
+        assert rows.unsettled_rounds(1) == (1, 2)
+        assert rows.revealed(1, 1)[0].score is None
+        assert [(own.round, own.why) for own in rows.overturned(1)] == [(1, "reward"), (2, None)]
+    check_equals_a_fresh_index(chain, path, indexer_of)
+    chain.rewind(1, "other")
+    chain.mine_empty(2)
+    catch_up(indexer)
+    with open_ledger(path) as rows:
+        assert (rows.unsettled_rounds(1), rows.overturned(1)) == ((), ())
+        assert rows.revealed(1, 2)[0].reward_wei == BUDGET_WEI * 3 // 4
+    check_equals_a_fresh_index(chain, path, indexer_of, *evidence)
 
 
 def check_stops_loudly(indexer: Indexer, path: Path) -> None:

@@ -1,0 +1,230 @@
+"""What the ledger says of the reward protocol. A part of LedgerRows, see query.py."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from dfl_ledger import round_facts
+from dfl_ledger.facts import RoundFacts
+from dfl_ledger.records import (
+    Address,
+    AssetKind,
+    AssetUse,
+    Fault,
+    JobId,
+    JobTerms,
+    Opening,
+    Payee,
+)
+from dfl_ledger.rows_rewards import (
+    AssetRow,
+    AuditRow,
+    OffenceRow,
+    OverturnedRow,
+    PanelRow,
+    SeatRow,
+    SlashRow,
+)
+
+
+class RewardRows(ABC):
+    """Reads what was judged, declared and punished."""
+
+    @abstractmethod
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]: ...
+
+    # -- jobs and rounds ------------------------------------------------------------------------------
+    def terms(self, job: int) -> JobTerms | None:
+        """What the requester promised."""
+        with self.reading() as db:
+            return round_facts.job_terms(db, job)
+
+    def round_facts(self, job: int, round_: int) -> RoundFacts:
+        """Everything of a round that its settlement follows from, once its panel is done.
+
+        Raises UsageError for a round without a model.
+        """
+        with self.reading() as db:
+            return round_facts.read(db, job, round_)
+
+    def publisher(self, job: int, round_: int) -> Address | None:
+        """Who published the round's model."""
+        with self.reading() as db:
+            row = db.execute(
+                "SELECT aggregator FROM rounds WHERE job = ? AND round = ?", (job, round_)
+            ).fetchone()
+        return None if row is None or row[0] is None else Address(row[0])
+
+    def payees(self, job: int) -> tuple[Payee, ...]:
+        """Who or what can earn in a job, by number."""
+        with self.reading() as db:
+            return round_facts.payees(db, job)
+
+    def datasets(self, job: int) -> tuple[int, ...]:
+        """The assets that were declared, by place."""
+        with self.reading() as db:
+            return round_facts.datasets(db, job)
+
+    def datasets_by_node(self, job: int) -> Mapping[Address, tuple[int, ...]]:
+        """Which node trains on which data sets."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT node, asset FROM datasets WHERE job = ? ORDER BY place", (job,)
+            ).fetchall()
+        found: dict[Address, tuple[int, ...]] = {}
+        for node, asset in rows:
+            found[Address(node)] = (*found.get(Address(node), ()), asset)
+        return found
+
+    def shards(self, job: int) -> Mapping[Address, bytes]:
+        """Each node's commitment to the rows it trains on."""
+        with self.reading() as db:
+            rows = db.execute("SELECT node, shard FROM shards WHERE job = ?", (job,)).fetchall()
+        return {Address(node): _bytes(shard) for node, shard in rows}
+
+    def shard_keys(self, job: int) -> tuple[bytes, ...]:
+        """The keys of the validation shards that are unsealed, by position."""
+        with self.reading() as db:
+            rows = db.execute("SELECT key FROM shard_keys WHERE job = ? ORDER BY position", (job,)).fetchall()
+        return tuple(_bytes(key) for (key,) in rows)
+
+    # -- judging --------------------------------------------------------------------------------------
+    def panel(self, job: int, round_: int, panel: int = 0) -> PanelRow | None:
+        """A panel with its seats; None before it is drawn."""
+        key = (job, round_, panel)
+        with self.reading() as db:
+            row = db.execute(
+                "SELECT subjects, drawn_block, tx FROM panels WHERE job = ? AND round = ? AND panel = ?", key
+            ).fetchone()
+            seats = db.execute(
+                "SELECT seat, evaluator, weight, committed_tx, revealed_tx, vector, withheld_tx, "
+                "penalized_tx FROM seats WHERE job = ? AND round = ? AND panel = ? ORDER BY seat",
+                key,
+            ).fetchall()
+        if row is None:
+            return None
+        subjects, drawn_block, tx = row
+        return PanelRow(JobId(job), round_, panel, subjects, drawn_block, tx, tuple(map(_seat, seats)))
+
+    def seats_of(self, evaluator: str, job: int | None = None) -> tuple[tuple[JobId, int, int, int], ...]:
+        """Where an evaluator sits or sat: (job, round, panel, seat)."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT job, round, panel, seat FROM seats WHERE evaluator = ? AND (? IS NULL OR job = ?) "
+                "ORDER BY job, round, panel",
+                (evaluator, job, job),
+            ).fetchall()
+        return tuple((JobId(own), round_, panel, seat) for own, round_, panel, seat in rows)
+
+    def audits(self, job: int, round_: int | None = None) -> tuple[AuditRow, ...]:
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT job, round, audit, node, boxes, appeal_until, appealed, upheld FROM audits "
+                "WHERE job = ? AND (? IS NULL OR round = ?) ORDER BY round, audit",
+                (job, round_, round_),
+            ).fetchall()
+        return tuple(map(_audit, rows))
+
+    def bans(self, job: int) -> frozenset[Address]:
+        """Who is shut out of a job."""
+        with self.reading() as db:
+            rows = db.execute("SELECT node FROM bans WHERE job = ?", (job,)).fetchall()
+        return frozenset(Address(node) for (node,) in rows)
+
+    def offences(self, job: int | None = None, node: str | None = None) -> tuple[OffenceRow, ...]:
+        """What cost a bond, in chain order."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT job, round, node, kind, tx, block FROM offences "
+                "WHERE (? IS NULL OR job = ?) AND (? IS NULL OR node = ?) ORDER BY seq",
+                (job, job, node, node),
+            ).fetchall()
+        return tuple(OffenceRow(*row) for row in rows)
+
+    def slashes(self, node: str | None = None) -> tuple[SlashRow, ...]:
+        """Stake that was taken, in chain order."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT node, reporter, slashed_wei, reward_wei, tx, block FROM slashes "
+                "WHERE ? IS NULL OR node = ? ORDER BY seq",
+                (node, node),
+            ).fetchall()
+        return tuple(
+            SlashRow(own, reporter, int(slashed), int(reward), tx, block)
+            for own, reporter, slashed, reward, tx, block in rows
+        )
+
+    # -- settlements ----------------------------------------------------------------------------------
+    def opening(self, job: int, round_: int) -> Opening | None:
+        """What a challenge of the round's settlement has to show."""
+        with self.reading() as db:
+            row = db.execute(
+                "SELECT score_root, weights, settler FROM settlements WHERE job = ? AND round = ?",
+                (job, round_),
+            ).fetchone()
+        return None if row is None else Opening(_bytes(row[0]), int(row[1]), Address(row[2]))
+
+    def overturned(self, job: int | None = None) -> tuple[OverturnedRow, ...]:
+        """Settlements that are void, in chain order."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT job, round, settler, root, challenger, why, tx, block FROM overturned "
+                "WHERE ? IS NULL OR job = ? ORDER BY seq, round",
+                (job, job),
+            ).fetchall()
+        return tuple(
+            OverturnedRow(
+                *(own, round_, settler, _bytes(root), challenger),
+                why=None if why is None else Fault(why).name.lower(),
+                tx=tx,
+                block=block,
+            )
+            for own, round_, settler, root, challenger, why, tx, block in rows
+        )
+
+    # -- assets ---------------------------------------------------------------------------------------
+    def assets(self, owner: str | None = None) -> tuple[AssetRow, ...]:
+        """Every asset, by number."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT asset, owner, kind, manifest, licence, uses, price_bps, parents, revoked, "
+                "minted_block FROM assets WHERE ? IS NULL OR owner = ? ORDER BY asset",
+                (owner, owner),
+            ).fetchall()
+        return tuple(map(_asset, rows))
+
+
+def _seat(row: tuple[Any, ...]) -> SeatRow:
+    seat, evaluator, weight, *rest = row
+    return SeatRow(seat, evaluator, int(weight), *rest)
+
+
+def _audit(row: tuple[Any, ...]) -> AuditRow:
+    job, round_, audit, node, boxes, until, appealed, upheld = row
+    decided = None if upheld is None else bool(upheld)
+    return AuditRow(job, round_, audit, node, boxes, until, bool(appealed), decided)
+
+
+def _asset(row: tuple[Any, ...]) -> AssetRow:
+    asset, owner, kind, manifest, licence, uses, price_bps, parents, revoked, block = row
+    return AssetRow(
+        asset,
+        owner,
+        AssetKind(kind),
+        manifest,
+        _bytes(licence),
+        AssetUse(uses),
+        price_bps,
+        tuple(json.loads(parents)),
+        bool(revoked),
+        block,
+    )
+
+
+def _bytes(word: str) -> bytes:
+    return bytes.fromhex(word.removeprefix("0x"))
