@@ -16,8 +16,9 @@ from typing import Any
 from dfl_ledger import codec
 from dfl_ledger.errors import SpecInvalid, UsageError, VerificationFailed
 from dfl_ledger.records import Cid, JobTerms, Mode
-from dfl_node import specrules
+from dfl_node import specrewards, specrules
 from dfl_node.specfields import Table, choice, cid, name, number, plain_args, texts, vnx, wei, whole
+from dfl_node.specrewards import RewardSpec
 
 SPEC_VERSION = 1
 MAX_SPEC_BYTES = 64 * 1024
@@ -29,8 +30,6 @@ MAX_PATTERNS = 32  # of parameter names
 MAX_STAGES = 64
 
 MODES = {"sync": Mode.SYNC, "async": Mode.ASYNC, "pipeline": Mode.PIPELINE, "chained": Mode.CHAINED}
-VALUATIONS = ("shapley", "leave-one-out", "hop-gain", "micro-batches")
-FROM_APP = "app"  # `validation = "app"`: the application's own validation rows, published at submission
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +101,6 @@ class PipelineSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class RewardSpec:
-    round_budget_wei: int
-    required_stake_wei: int
-    valuation: str
-    validation: str  # a CID, or FROM_APP before submission
-
-
-@dataclass(frozen=True, slots=True)
 class JobSpec:
     name: str
     app: str
@@ -139,8 +130,12 @@ class JobSpec:
             return min(self.pipeline.stages + 1, self.round.min_nodes)
         return self.round.sample
 
-    def with_validation(self, published: Cid) -> JobSpec:
-        return dataclasses.replace(self, reward=dataclasses.replace(self.reward, validation=str(published)))
+    def with_validation(self, published: Cid, anchor: bytes = b"") -> JobSpec:
+        """With its validation file or, if it is sealed, its list of shards and their keys' anchor."""
+        reward = dataclasses.replace(
+            self.reward, validation=str(published), seal_anchor=anchor.hex() if anchor else ""
+        )
+        return dataclasses.replace(self, reward=reward)
 
     def encode(self) -> bytes:
         """Canonical bytes; the same spec always has the same CID."""
@@ -155,12 +150,7 @@ class JobSpec:
                 "model": _without_none(dataclasses.asdict(self.model)),
                 "training": dataclasses.asdict(self.training),
                 "round": dataclasses.asdict(self.round),
-                "reward": {
-                    **dataclasses.asdict(self.reward),
-                    # beyond 64 bits, which DAG-CBOR integers cannot hold
-                    "round_budget_wei": str(self.reward.round_budget_wei),
-                    "required_stake_wei": str(self.reward.required_stake_wei),
-                },
+                "reward": specrewards.encode(self.reward),
                 **{table: dataclasses.asdict(own) for table, own in of_mode.items() if own is not None},
             }
         )
@@ -183,6 +173,17 @@ class JobSpec:
             challenge_window_s=self.round.challenge_s,
             round_budget_wei=self.reward.round_budget_wei,
             required_stake_wei=self.reward.required_stake_wei,
+            bond_wei=self.reward.bond_wei,
+            score_window_s=self.reward.score_s,
+            evaluators=self.reward.evaluators,
+            audits=self.reward.audits,
+            data_bps=self.reward.shares.data_bps,
+            model_bps=self.reward.shares.model_bps,
+            algorithm_bps=self.reward.shares.algorithm_bps,
+            evaluator_bps=self.reward.shares.evaluators_bps,
+            model_asset=self.reward.model_asset,
+            algorithm_asset=self.reward.algorithm_asset,
+            seal_anchor=bytes.fromhex(self.reward.seal_anchor) or bytes(32),
         )
 
 
@@ -221,16 +222,7 @@ def _read(top: Table, *, money: Callable[[str, Any], int], money_suffix: str) ->
     buffer = top.optional("async") if mode is Mode.ASYNC else None
     round_, buffer_ = _read_round(top.table("round"), pipeline, buffer)
 
-    table = top.table("reward")
-    reward = RewardSpec(
-        round_budget_wei=table.take(f"round_budget{money_suffix}", money),
-        required_stake_wei=table.take(f"required_stake{money_suffix}", money, "0"),
-        valuation=table.take("valuation", choice(*VALUATIONS), specrules.valuations(mode)[0]),
-        validation=table.take("validation", _validation, FROM_APP),
-    )
-    table.end()
-    if reward.round_budget_wei == 0:
-        raise SpecInvalid(f"reward.round_budget{money_suffix}", "must be above 0: work is paid")
+    reward = specrewards.read(top.table("reward"), mode, money=money, money_suffix=money_suffix)
     for other in ("async", "pipeline"):
         if other in top:
             raise SpecInvalid(
@@ -327,10 +319,6 @@ def _read_pipeline(table: Table) -> PipelineSpec:
     )
     table.end()
     return pipeline
-
-
-def _validation(field: str, value: Any) -> str:
-    return FROM_APP if value == FROM_APP else str(cid(field, value))
 
 
 def _cid_text(field: str, value: Any) -> str:

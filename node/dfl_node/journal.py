@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,15 @@ CREATE TABLE IF NOT EXISTS aggregates (
     refusals TEXT NOT NULL, -- JSON: why each update was refused, in the order of reveal; null = accepted
     PRIMARY KEY (job, round, model)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS scores ( -- what we as an evaluator are bound to, before the chain hears of it
+    job INTEGER NOT NULL, round INTEGER NOT NULL, panel INTEGER NOT NULL,
+    vector BLOB NOT NULL, salt BLOB NOT NULL, method TEXT NOT NULL,
+    whys TEXT NOT NULL, -- JSON: index of a refused contribution -> why
+    PRIMARY KEY (job, round, panel)
+) STRICT;
+CREATE TABLE IF NOT EXISTS seals ( -- as a requester: what the keys of a job's validation shards follow from
+    anchor BLOB PRIMARY KEY, secret BLOB NOT NULL, shards INTEGER NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS local_states (
     job INTEGER PRIMARY KEY, state BLOB NOT NULL -- safetensors; never leaves this node
 ) STRICT;
@@ -55,6 +64,16 @@ class RoundStats:
     bytes_sent: int | None
     train_s: float | None
     loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Our scores of a round, as an evaluator."""
+
+    vector: bytes  # 8 bytes a subject
+    salt: bytes  # 32 bytes
+    method: str  # that gave them: "shapley" ...
+    whys: Mapping[int, str]  # reasons of refusals, by the contribution's index
 
 
 class Journal:
@@ -157,6 +176,43 @@ class Journal:
                 (job, round_, str(model)),
             ).fetchone()
         return row and tuple(Verdict(why is None, why or "") for why in json.loads(row[0]))
+
+    def bind_scores(self, job: JobId, round_: int, panel: int, scores: Scores) -> Scores:
+        """Keep our scores; the first ones of a panel stand, and are what comes back.
+
+        They may be in a commitment already.
+        """
+        whys = json.dumps({str(index): why for index, why in scores.whys.items()})
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (job, round_, panel, scores.vector, scores.salt, scores.method, whys),
+            )
+        bound = self.scores(job, round_, panel)
+        return scores if bound is None else bound
+
+    def scores(self, job: JobId, round_: int, panel: int = 0) -> Scores | None:
+        """What we are bound to in a panel; None if we judged nothing."""
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT vector, salt, method, whys FROM scores WHERE job = ? AND round = ? AND panel = ?",
+                (job, round_, panel),
+            ).fetchone()
+        if row is None:
+            return None
+        vector, salt, method, whys = row
+        return Scores(vector, salt, method, {int(index): why for index, why in json.loads(whys).items()})
+
+    def keep_seal(self, anchor: bytes, secret: bytes, shards: int) -> None:
+        """Before the job that the anchor is of: without its secret no shard could ever be opened."""
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO seals VALUES (?, ?, ?)", (anchor, secret, shards))
+
+    def seal(self, anchor: bytes) -> tuple[bytes, int] | None:
+        """The secret and the number of shards of a job that we sealed."""
+        with self._transaction() as db:
+            row = db.execute("SELECT secret, shards FROM seals WHERE anchor = ?", (anchor,)).fetchone()
+        return None if row is None else (bytes(row[0]), int(row[1]))
 
     def round_opened(self, job: JobId, round_: int, at: float) -> None:
         with self._transaction() as db:

@@ -88,6 +88,21 @@ def number(low: float, high: float, *, above: bool = False) -> Callable[[str, An
     return read
 
 
+def flag(field: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise SpecInvalid(field, f"must be true or false, not {shown(value)}")
+    return value
+
+
+def percent(field: str, value: Any) -> int:
+    """Percent with at most two decimals -> basis points, exactly."""
+    share = number(0, 100)(field, value)
+    bps = round(share * 100)
+    if bps / 100 != share:
+        raise SpecInvalid(field, f"must be percent with at most two decimals, not {shown(value)}")
+    return bps
+
+
 def choice(*choices: str) -> Callable[[str, Any], str]:
     def read(field: str, value: Any) -> str:
         if value not in choices:

@@ -39,6 +39,7 @@ def check(spec: JobSpec) -> None:
     aggregators.check(spec.training.aggregator, spec.training.aggregator_args)
     _check_numbers(spec)
     _check_work(spec)
+    _check_audits(spec)
     _check_pipeline(spec)
 
 
@@ -92,6 +93,20 @@ def _check_work(spec: JobSpec) -> None:
             raise SpecInvalid("training.strategy", f"combines updates, of which mode {mode} has none")
         if training.aggregator != "mean":
             raise SpecInvalid("training.aggregator", f"combines updates, of which mode {mode} has none")
+
+
+def _check_audits(spec: JobSpec) -> None:
+    """What an evaluator could not make again from the committed rows alone."""
+    if not spec.reward.audits:
+        return
+    if spec.model.personal:
+        raise SpecInvalid(
+            "reward.audits", "cannot recompute what depends on model.personal, which never leaves a node"
+        )
+    if spec.training.strategy == "scaffold":
+        raise SpecInvalid(
+            "reward.audits", "cannot recompute scaffold, whose control variates stay with the nodes"
+        )
 
 
 def _check_pipeline(spec: JobSpec) -> None:

@@ -13,8 +13,9 @@ from dfl_node import jobspec
 from dfl_node.api.service import JsonObject
 from dfl_node.bases import keep_base
 from dfl_node.config import Role
-from dfl_node.jobspec import FROM_APP, JobSpec
+from dfl_node.jobspec import JobSpec
 from dfl_node.modes.mode import aggregation
+from dfl_node.specrewards import FROM_APP
 from dfl_node.specrules import model_config
 
 if TYPE_CHECKING:

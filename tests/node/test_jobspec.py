@@ -18,6 +18,7 @@ from dfl_ledger.records import Cid, Mode
 from dfl_node import jobspec
 from dfl_node.jobspec import JobSpec
 from dfl_node.specfields import Table, vnx
+from dfl_node.specrewards import FROM_APP
 
 VALIDATION = str(Cid.of(b"rows", 0x70))
 SPEC: dict[str, Any] = {
@@ -63,6 +64,14 @@ SPEC: dict[str, Any] = {
         "required_stake": "100",
         "valuation": "leave-one-out",
         "validation": VALIDATION,
+        "evaluators": 5,
+        "score_s": 45,
+        "bond": "1.5",
+        "shares": {"data": 12.5, "model": 2, "algorithm": 0.01, "evaluators": 7.25},
+        "model_asset": 3,
+        "algorithm_asset": 4,
+        "audits": 0,
+        "sealed": False,
     },
 }
 REQUIRED = (
@@ -107,7 +116,13 @@ OPTIONAL = (
     "reward.required_stake",
     "reward.valuation",
     "reward.validation",
+    "reward.evaluators",
+    "reward.score_s",
+    "reward.bond",
+    "reward.audits",
+    "reward.sealed",
 )
+TOGETHER = ("reward.shares", "reward.model_asset", "reward.algorithm_asset")  # an asset and its share
 HUGE = 10**400
 TOO_LONG_TO_PRINT = 1 << 20_000  # more digits than Python turns into text
 MAX_WINDOW_S = 30 * 24 * 3600 - 1
@@ -179,6 +194,16 @@ BAD: dict[str, tuple[Any, ...]] = {
     "reward.required_stake": NO_VNX,
     "reward.valuation": ("banzhaf", "", 0),
     "reward.validation": ("", "ap", "Qm", VALIDATION[:-1], VALIDATION.upper(), 7, []),
+    "reward.evaluators": (*NO_INT, -1, 17),
+    "reward.score_s": NO_WINDOW,
+    "reward.bond": (*NO_VNX, "0.1"),
+    "reward.shares": (3, []),
+    "reward.shares.data": ("1", True, -1, 100.1, 0.001, math.nan, HUGE),
+    "reward.shares.evaluators": (0,),
+    "reward.model_asset": (*NO_INT, -1, 0, 2**63),
+    "reward.algorithm_asset": (*NO_INT, -1, 0, 2**63),
+    "reward.audits": (*NO_INT, -1, 9),
+    "reward.sealed": (0, 1, "true", []),
 }
 
 
@@ -235,7 +260,9 @@ def test_the_table_of_this_test_names_every_field() -> None:
     fields = {name for name in spec if name != "version"}
     for table in ("model", "training", "round", "reward"):
         fields |= {f"{table}.{name.removesuffix('_wei')}" for name in spec[table]}
-    assert fields == set(REQUIRED) | set(OPTIONAL) == set(BAD)
+    fields -= {"reward.seal_anchor"}  # no person writes it
+    assert fields == set(REQUIRED) | set(OPTIONAL) | set(TOGETHER)
+    assert fields == {name for name in BAD if name.count(".") < 2}
 
 
 def test_toml_is_read_as_it_is_written() -> None:
@@ -326,7 +353,12 @@ def test_the_quorum_that_is_left_out_is_the_majority(nodes: int) -> None:
     ],
 )
 def test_an_amount_is_exact_to_the_wei(amount: int | str, wei: int) -> None:
-    assert read(replaced("reward.round_budget", amount)).reward.round_budget_wei == wei
+    values = replaced("reward.round_budget", amount)
+    del values["reward"]["bond"], values["reward"]["required_stake"]  # both follow from the budget
+    reward = read(values).reward
+    assert reward.round_budget_wei == wei
+    assert reward.required_stake_wei == reward.bond_wei
+    assert 0 <= reward.bond_wei * 5 * 10_000 - 2 * wei * 725 < 5 * 10_000
 
 
 # -- the published form -----------------------------------------------------------------------------------
@@ -502,7 +534,7 @@ def test_a_published_spec_with_any_value_in_any_field_is_refused_or_survives_the
     path: str, value: object
 ) -> None:
     spec = wire()
-    wei = {"reward.round_budget", "reward.required_stake"}
+    wei = {"reward.round_budget", "reward.required_stake", "reward.bond"}
     _put(path + "_wei" if path in wei else path, value)(spec)
     try:
         decoded = jobspec.decode(encoded(spec))
@@ -520,5 +552,5 @@ def test_a_toml_spec_with_any_value_in_any_field_is_refused_or_can_be_published(
         spec = read(replaced(path, value))
     except DflError:
         return
-    if spec.reward.validation != jobspec.FROM_APP:
+    if spec.reward.validation != FROM_APP:
         assert jobspec.decode(spec.encode()) == spec

@@ -21,14 +21,18 @@ from dfl_node.rounds.vocabulary import (
     Failed,
     Finished,
     Join,
+    Judge,
     Mine,
     Refund,
     Reveal,
+    Seat,
     Settle,
+    Show,
     State,
     Tick,
     Train,
     Trained,
+    Unseal,
     Unsettled,
     Watch,
     Work,
@@ -162,22 +166,54 @@ def test_a_watcher_without_data_never_joins_or_trains() -> None:
         assert asked(look(phase, active=0), state=State(me=ME, trains=False)) == ()
 
 
-def test_settling_waits_while_the_trainer_is_needed_for_an_update() -> None:
-    due = (Unsettled(2, 0, 500),)
-    state, actions = step(State(me=ME, trains=True), look(Phase.COMMIT, unsettled=due), 10)
+def test_judging_waits_while_the_trainer_is_needed_for_an_update() -> None:
+    state, actions = step(State(me=ME, trains=True), judged(look(Phase.COMMIT), seat(2)), 10)
     assert actions == (Train(3, PARENT),)
     _, actions = step(state, Trained(work()), 11)
-    assert actions == (Commit(work()), Settle(2))
+    assert actions == (Commit(work()), Judge(2))
 
 
-def test_a_long_training_costs_no_settlement_its_window() -> None:
-    """A pipeline's run may take longer than a round may wait for its settlement."""
-    due = (Unsettled(2, 100, 500),)
-    state, _ = step(State(me=ME, trains=True), look(Phase.COMMIT, unsettled=due), 10)
-    assert wake_at(state, 100) == 300
+def test_a_long_training_costs_no_judgement_its_window() -> None:
+    """A pipeline's run may take longer than evaluators have for their scores."""
+    ours = judged(look(Phase.COMMIT), seat(2, judge_from=100, judge_until=500))
+    state, _ = step(State(me=ME, trains=True), ours, 110)
+    assert wake_at(state, 250) == 300
     state, actions = step(state, Tick(), 299)
     assert actions == ()
     _, actions = step(state, Tick(), 300)
+    assert actions == (Judge(2),)
+
+
+def test_one_round_is_judged_at_a_time_the_oldest_first_and_none_after_its_window() -> None:
+    over = judged(look(Phase.COMPLETED), seat(1, judge_until=500), seat(2, judge_until=600))
+    assert asked(over, now=400) == (Judge(1),)
+    assert asked(over, now=500) == (Judge(2),)
+    assert asked(over, now=600) == ()
+
+
+def test_scores_are_shown_once_others_can_no_longer_copy_them() -> None:
+    bound = seat(2, committed=True)
+    busy = look(Phase.COMMIT)
+    assert asked(judged(busy, bound)) == (Train(3, PARENT),)
+    showing = replace(bound, judging=False, showing=True)
+    assert Show(2) in asked(judged(busy, showing)), "training does not hold it up"
+    assert Show(2) not in asked(judged(busy, replace(showing, revealed=True)))
+    assert Show(2) not in asked(judged(busy, replace(showing, committed=False)))
+    assert Show(2) not in asked(judged(busy, showing), now=showing.show_until)
+
+
+def test_the_requester_opens_a_shard_when_it_is_due() -> None:
+    assert asked(replace(look(Phase.REVEAL, active=0), sealed=4), state=State(me=ME, trains=False)) == (
+        Unseal(4),
+    )
+
+
+def test_settling_waits_for_no_training() -> None:
+    due = (Unsettled(2, 50, 500),)
+    state, actions = step(State(me=ME, trains=True), look(Phase.COMMIT, unsettled=due), 10)
+    assert actions == (Train(3, PARENT),)
+    assert wake_at(state, 10) == 50
+    _, actions = step(state, Tick(), 50)
     assert actions == (Settle(2),)
 
 
@@ -219,6 +255,14 @@ def test_the_requester_takes_back_the_rest_once_the_job_has_ended() -> None:
     assert asked(over) == (Refund(0),)
     assert asked(look(Phase.FAILED, refundable_wei=7)) == ()
     assert Refund(0) not in asked(look(Phase.COMMIT, requester=ME, refundable_wei=7, committed=True))
+
+
+def seat(round_: int, *, judge_from: int = 0, judge_until: int = 500, committed: bool = False) -> Seat:
+    return Seat(round_, True, False, committed, False, judge_from, judge_until, 2 * judge_until - judge_from)
+
+
+def judged(chain: ChainMoved, *seats: Seat) -> ChainMoved:
+    return replace(chain, seats=seats)
 
 
 EVENTS = st.one_of(

@@ -20,11 +20,12 @@ from dfl_node.rounds.vocabulary import (
     Finished,
     History,
     Join,
+    Judge,
     Mine,
     Promise,
     Promised,
     Reveal,
-    Settle,
+    Seat,
     State,
     Tick,
     Train,
@@ -220,22 +221,23 @@ def test_nothing_is_promised_committed_or_revealed_after_the_deadline() -> None:
 
 
 # -- one trainer for two purposes -------------------------------------------------------------------------
-def test_a_settlement_goes_between_two_trainings() -> None:
-    due = (Unsettled(2, 0, 500),)
-    state, actions = after(look(Phase.COMMIT, unsettled=due))
-    assert actions == (Settle(2),), "before the next training"
-    state, actions = after(Failed(Settle(2)), state=state)
+def test_a_judgement_goes_between_two_trainings() -> None:
+    ours = (Seat(2, True, False, False, False, 0, 500, 1000),)
+    state, actions = after(replace(look(Phase.COMMIT), seats=ours))
+    assert actions == (Judge(2),), "before the next training"
+    state, actions = after(Failed(Judge(2)), state=state)
     assert actions == (Train(3, MODELS[2]),), "which one that fails does not hold up"
     state, actions = after(Tick(), state=state, now=10 + rounds.RETRY_S)
     assert actions == (), "the training is not interrupted"
     state, actions = after(Trained(piece()), state=state, now=20)
     assert actions == (Promise(piece()),), "our piece does not wait for it"
     state, actions = after(Finished(Train(3, MODELS[2])), state=state, now=20)
-    assert actions == (Settle(2),)
-    ours = Promised(into(3, piece()))
-    state, actions = after(ours, look(Phase.REVEAL, committed=True, unsettled=due), state=state, now=21)
+    assert actions == (Judge(2),)
+    promised = Promised(into(3, piece()))
+    later = replace(look(Phase.REVEAL, committed=True), seats=ours)
+    state, actions = after(promised, later, state=state, now=21)
     assert not [a for a in actions if isinstance(a, Train)]
-    _, actions = after(Finished(Settle(2)), state=state, now=22)
+    _, actions = after(Finished(Judge(2)), state=state, now=22)
     assert actions == (Train(4, MODELS[2]),)
 
 

@@ -22,9 +22,10 @@ from dfl_node.rounds.vocabulary import (
     Finished,
     Hop,
     Join,
+    Judge,
     Mine,
     Reveal,
-    Settle,
+    Seat,
     State,
     Tick,
     Train,
@@ -163,14 +164,14 @@ def test_the_drawn_hopper_ends_the_lap() -> None:
     assert asked(ours, now=50) == (Aggregate(3, MODEL, 1),)
 
 
-def test_a_settlement_waits_for_our_hop_and_not_for_that_of_others() -> None:
-    due = (Unsettled(2, 0, 500),)
-    assert asked(look(unsettled=due)) == (Settle(2),)
-    state, actions = step(TRAINS, replace(OURS, unsettled=due), 10)
+def test_a_judgement_waits_for_our_hop_and_not_for_that_of_others() -> None:
+    ours = (Seat(2, True, False, False, False, 0, 500, 1000),)
+    assert asked(replace(look(), seats=ours)) == (Judge(2),)
+    state, actions = step(TRAINS, replace(OURS, seats=ours), 10)
     assert actions == (HOP,)
     state, actions = step(state, Finished(HOP), 11)
-    state, actions = step(state, look(unsettled=due, hopped=True, active=4), 12)
-    assert actions == (Settle(2),)
+    state, actions = step(state, replace(look(hopped=True, active=4), seats=ours), 12)
+    assert actions == (Judge(2),)
 
 
 def test_the_requester_measures_each_new_hop_once() -> None:

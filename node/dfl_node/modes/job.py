@@ -22,12 +22,14 @@ from dfl_ledger.errors import ChainUnreachable, DflError, Reverted
 from dfl_ledger.records import Address, Cid, Contribution, JobId, JobState, Lease, Mode, Phase
 from dfl_node.jobspec import JobSpec
 from dfl_node.modes import mode
+from dfl_node.modes.challenging import Challenger
+from dfl_node.modes.judging import Judge
 from dfl_node.modes.measuring import Measurer
 from dfl_node.modes.meter import RoundMeter
 from dfl_node.modes.mode import job_seed
 from dfl_node.modes.settlement import Settler
 from dfl_node.parts import Parts
-from dfl_node.rounds import machine
+from dfl_node.rounds import judging, machine
 from dfl_node.rounds import vocabulary as rounds
 from dfl_node.rounds.vocabulary import ChainMoved, History, Mine, Work
 
@@ -47,6 +49,11 @@ RACES = frozenset(
         "RoundPassed",
         "NotYourTurn",
         "NotYourLease",
+        "AlreadyDrawn",
+        "DrawBlockAhead",
+        "AlreadyDone",
+        "StillScoring",
+        "ShardNotDue",
     }
 )
 
@@ -73,6 +80,8 @@ class JobPart:
         self._mode = mode.open_mode(context)
         self._measurer = Measurer(context)
         self._settler = Settler(job, spec, parts, self._mode)
+        self._judge = Judge(job, spec, parts, self._mode, clock)
+        self._challenger = Challenger(job, parts)
         self._meter = RoundMeter(job, parts, bytes_sent, clock)
         me = parts.ledger.address
         willing = parts.share_rows or spec.mode is not Mode.PIPELINE
@@ -172,7 +181,8 @@ class JobPart:
             return False
         owed_to_us = chain.job.requester == self._state.me and (chain.refundable_wei or chain.unsettled)
         ours_to_settle = any(u.settle_until > self._clock() for u in chain.unsettled)
-        return not owed_to_us and not ours_to_settle
+        ours_to_judge = judging.pending(chain, self._clock())
+        return not (owed_to_us or ours_to_settle or ours_to_judge or self._challenger.watching)
 
     async def _next_event(self) -> rounds.Event:
         wake = machine.wake_at(self._state, self._clock())
@@ -212,8 +222,16 @@ class JobPart:
         unsettled = self._settler.unsettled(job)
         self._meter.see(job)
         self._rows_ended = job.phase.terminal and self.job not in self._parts.rows.open_jobs()
+        self._challenger.look(ledger.now())
         refundable = ledger.refundable_wei(self.job) if job.phase.terminal and job.requester == me else 0
-        return ChainMoved(job, mine, unsettled, refundable, self._history(job, me))
+        return ChainMoved(
+            job,
+            mine,
+            unsettled,
+            refundable,
+            self._history(job, me),
+            seats=self._judge.seats(),
+        )
 
     def _history(self, job: JobState, me: Address) -> History | None:
         """What decides, in an asynchronous job, which pieces a round may take."""
@@ -299,6 +317,12 @@ class JobPart:
             case rounds.Advance(round_, phase):
                 await in_thread(ledger.advance, self.job)
                 log.info("advanced an overdue phase", job=self.job, round=round_, phase=phase.name)
+            case rounds.Judge(round_):
+                await self._judge.judge(round_)
+            case rounds.Show(round_):
+                await self._judge.show(round_)
+            case rounds.Unseal(position):
+                raise NotImplementedError(position)
             case rounds.Settle(round_):
                 await self._settler.settle(round_)
             case rounds.Refund():

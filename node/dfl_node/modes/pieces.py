@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -51,10 +51,11 @@ async def fetch(
     objection: Callable[[ContributionRow], str],
     max_bytes: int,
     patience_s: float,
+    also: Collection[Address] = (),
 ) -> Revealed:
     """Fetch every piece at once; one that cannot be had, is too large or is objected to is refused.
 
-    `objection` blocks and is called in a thread.
+    `objection` blocks and is called in a thread. `also` are others who may have the pieces.
     """
     pieces, refused = [b""] * len(rows), [""] * len(rows)
     all_here = True
@@ -69,7 +70,9 @@ async def fetch(
                 Cid.parse(row.cid),
                 max_bytes=max_bytes,
                 timeout_s=patience_s,
-                providers=tuple(p.peer_id for p in parts.channel.peers() if p.address == Address(row.node)),
+                providers=tuple(
+                    p.peer_id for p in parts.channel.peers() if p.address in (row.node, *also)
+                ),
             )
         except UpdateRefused as bad:
             refused[place] = bad.why or bad.what

@@ -1,7 +1,8 @@
-"""From a round's revealed updates to its model, and from its model to what everyone earned.
+"""From a round's revealed updates to its model, and from its evaluators' scores to what everyone earned.
 
 Both are recomputable: the updates are named by CIDs on chain, their order is that of the reveals, and the
-arithmetic is fixed, so that any node that fetches the same files derives the same model and the same leaves.
+arithmetic is fixed, so that any node that fetches the same files derives the same model. What everyone earned
+follows from the chain alone: who settles has nothing to decide.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from functools import partial
 import structlog
 import trio
 
-from dfl_ledger import evidence
-from dfl_ledger.errors import PeerUnreachable, TimedOut, VerificationFailed
-from dfl_ledger.evidence import Evidence, EvidenceEntry
+from dfl_ledger.errors import DflError, PeerUnreachable, TimedOut
+from dfl_ledger.evidence import Evidence
 from dfl_ledger.records import Address, Cid, JobId, JobState, Leaf
 from dfl_node.jobspec import JobSpec
 from dfl_node.modes import pieces
@@ -38,37 +38,45 @@ class Settler:
         self._spec = spec
         self._parts = parts
         self._mode = mode
-        self._publications: dict[int, tuple[Address, int]] = {}
-        self._disputed: set[int] = set()  # rounds whose published model is not what its pieces give
+        self._published: dict[int, int] = {}  # round -> when, Unix seconds
 
     # -- what is due ----------------------------------------------------------------------------------
     def unsettled(self, job: JobState) -> tuple[Unsettled, ...]:
-        """Published rounds without a settlement whose window is still open, oldest first. Blocks."""
-        window_s, me = job.terms.settle_window_s, self._parts.ledger.address
-        due: list[Unsettled] = []
-        waiting = self._parts.rows.unsettled_rounds(self._job)
-        now = self._parts.ledger.now() if waiting else 0
+        """Published rounds without a settlement whose window is still open, oldest first. Blocks.
+
+        Who published a round settles it as soon as it is judged; who contributed, or judged it, steps in from
+        the middle of the window on.
+        """
+        ledger, rows, me = self._parts.ledger, self._parts.rows, self._parts.ledger.address
+        terms, due = job.terms, list[Unsettled]()
+        waiting = rows.unsettled_rounds(self._job)
+        now = ledger.now() if waiting else 0
         for round_ in waiting:
-            if round_ not in self._publications:
-                found = self._parts.ledger.publication(self._job, round_)
+            if round_ not in self._published:
+                found = ledger.publication(self._job, round_)
                 if found is None:
                     continue
-                self._publications[round_] = found
-            publisher, at = self._publications[round_]
-            until = at + window_s - 1
+                self._published[round_] = found.published_at
+            judged_by = self._published[round_] + (2 * terms.score_window_s if terms.evaluators else 0)
+            until = judged_by + terms.settle_window_s - 1
             if now > until:
                 continue
-            # The publisher has the first half of the window to itself, then whoever revealed in the round.
-            if round_ in self._disputed:
-                since = until + 1
-            elif publisher == me:
-                since = at
-            elif self._parts.rows.contributions(node=me, job=self._job, round_=round_):
-                since = at + window_s // 2
+            judged = ledger.scored(self._job, round_)
+            if rows.publisher(self._job, round_) == me:
+                since = now if judged else judged_by
+            elif self._takes_part(round_, me):
+                since = judged_by + terms.settle_window_s // 2
             else:
                 since = until + 1
             due.append(Unsettled(round_, since, until))
         return tuple(due)
+
+    def _takes_part(self, round_: int, me: Address) -> bool:
+        rows = self._parts.rows
+        if rows.contributions(node=me, job=self._job, round_=round_):
+            return True
+        panel = rows.panel(self._job, round_)
+        return panel is not None and me in panel.evaluators
 
     # -- the model ------------------------------------------------------------------------------------
     async def aggregate(self, round_: int, parent: Cid, reveals: int) -> Cid:
@@ -119,11 +127,7 @@ class Settler:
 
     # -- the money ------------------------------------------------------------------------------------
     async def settle(self, round_: int) -> None:
-        """Score the round, publish the evidence, and put the root of its leaves on chain.
-
-        Raises VerificationFailed when the published model is not what its pieces give: such a round is not
-        ours to vouch for.
-        """
+        """Publish what follows from the round's scores, and put the roots of it on chain."""
         found = await self.evidence(round_)
         cid = await self._parts.store.put(found.encode())
         await self._share(found, cid)
@@ -133,7 +137,7 @@ class Settler:
         log.info("settled", job=self._job, round=round_, evidence=str(cid), paid_wei=str(paid))
 
     async def _share(self, found: Evidence, cid: Cid) -> None:
-        """Nobody could claim, nor settle a later round, if the evidence died with us."""
+        """Others need not work it out, and have the reasons of refusals, which are nowhere else."""
         others = {entry.node for entry in found.entries} - {self._parts.ledger.address}
         async with trio.open_nursery() as nursery:
             kept = await self._parts.holders.ask(nursery, self._job, [cid], others)
@@ -142,59 +146,36 @@ class Settler:
             log.warning("nobody else holds the evidence yet", job=self._job, round=found.round)
 
     async def evidence(self, round_: int) -> Evidence:
-        """Recompute everything a settlement of this round must say."""
-        parent_cid, model_cid = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
-        revealed = await self._revealed(round_)
-        journal = self._parts.journal
-        verdicts = await trio.to_thread.run_sync(journal.verdicts, self._job, round_, model_cid)
-        if verdicts is None:
-            ours, verdicts = await self._combine(round_, revealed, parent_cid)
-            if ours != model_cid:
-                if revealed.all_here:  # nothing will change our mind
-                    self._disputed.add(round_)
-                raise VerificationFailed(
-                    f"the model of job {self._job} round {round_} is not what its pieces give",
-                    why=f"published {model_cid}, recomputed {ours}",
-                )
-        revealed = revealed.accepted(verdicts)
-        scores, method = await self._mode.worth(round_, parent_cid, revealed)
-        entries = tuple(
-            EvidenceEntry(
-                node=Address(row.node),
-                index=place,
-                cid=Cid.parse(row.cid),
-                samples=row.samples,
-                accepted=verdict.accepted,
-                why=verdict.why,
-                score=score if verdict.accepted else 0,
-            )
-            for place, (row, verdict, score) in enumerate(zip(revealed.rows, verdicts, scores, strict=True))
-        )
-        budget_wei = self._spec.reward.round_budget_wei
-        return Evidence(
-            job=self._job,
-            round=round_,
-            parent=parent_cid,
-            model=model_cid,
+        """What a settlement of this round must say. Raises TimedOut while the ledger's rows are behind."""
+        return await trio.to_thread.run_sync(self._evidence, round_)
+
+    def _evidence(self, round_: int) -> Evidence:
+        rows, own = self._parts.rows, self._parts.journal.scores(self._job, round_)
+        try:
+            facts = rows.round_facts(self._job, round_)
+        except DflError as behind:
+            raise TimedOut(f"the ledger lacks job {self._job} round {round_}", why=str(behind)) from behind
+        return Evidence.of(
+            facts,
+            self._previous_leaves(round_),
             validation=self._spec.validation,
-            method=method,
-            round_budget_wei=budget_wei,
-            entries=entries,
-            leaves=evidence.split(budget_wei, entries, await self._previous_leaves(round_)),
+            method=own.method if own is not None else self._spec.reward.valuation,
+            whys=own.whys if own is not None else None,
         )
 
-    async def _previous_leaves(self, round_: int) -> tuple[Leaf, ...]:
+    def _previous_leaves(self, round_: int) -> tuple[Leaf, ...]:
         """The leaves of the last round settled before this one: cumulative rewards go on from there.
 
         Raises TimedOut when the ledger's rows lack that settlement: its leaves must not get lost.
         """
-        last = await trio.to_thread.run_sync(self._parts.rows.settled_before, self._job, round_)
-        state = await trio.to_thread.run_sync(self._parts.ledger.job, self._job)
+        rows = self._parts.rows
+        last = rows.settled_before(self._job, round_)
+        state = self._parts.ledger.job(self._job)
         if state is None or state.spent_wei != (last.total_wei if last else 0):
             raise TimedOut(f"the ledger lacks a settlement of job {self._job}", why="the index lags")
         if last is None:
             return ()
-        data = await self._parts.store.get(last.evidence, max_bytes=evidence.MAX_EVIDENCE_BYTES)
-        found = Evidence.decode(data)
-        found.check(last)
-        return found.leaves
+        leaves = rows.leaves(self._job, last.round)
+        if not leaves:
+            raise TimedOut(f"job {self._job} round {last.round} is not checked yet", why="the index lags")
+        return leaves

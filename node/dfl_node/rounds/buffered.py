@@ -22,9 +22,9 @@ from dfl_node.rounds.vocabulary import (
     ChainMoved,
     Commit,
     History,
+    Judge,
     Promise,
     Reveal,
-    Settle,
     State,
     Train,
     Work,
@@ -61,16 +61,16 @@ def still_useful(train: Train, chain: ChainMoved) -> bool:
     return chain.history is None or train.parent in chain.history.models
 
 
-def in_turn(state: State, actions: Sequence[Action], settlements: Sequence[Action]) -> list[Action]:
-    """Puts a settlement that is due between two trainings: one trainer does both, and it always trains."""
+def in_turn(state: State, actions: Sequence[Action], judgements: Sequence[Action]) -> list[Action]:
+    """Puts a judgement that is due between two trainings: one trainer does both, and it always trains."""
     chain = state.chain
     if chain is None or _trains(state, chain):
         return list(actions)
     resting = {action for action, _ in state.not_before}  # one that fails must not keep us from training
-    settles = any(isinstance(action, Settle) for action in state.under_way)
-    if settles or any(action not in resting for action in settlements):
+    judges = any(isinstance(action, Judge) for action in state.under_way)
+    if judges or any(action not in resting for action in judgements):
         actions = [action for action in actions if not isinstance(action, Train)]
-    return [*actions, *settlements]
+    return [*actions, *judgements]
 
 
 def _trains(state: State, chain: ChainMoved) -> bool:

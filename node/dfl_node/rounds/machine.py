@@ -8,9 +8,11 @@ node has done, and what is still under way, and asks for what is missing.
     COMMIT     train, then commit; chained: hop while the lease is ours
     REVEAL     reveal what was committed
     AGGREGATE  when it is our turn: make the round's model and publish it
-    later      settle a round whose model we published; anyone: advance what is overdue
+    later      judge a round that we have a seat for, settle one that was judged
+    anyone     advance what is overdue
 
 What is wanted in COMMIT and REVEAL differs by mode: `sync.py` (pipelines too), `buffered.py`, `chained.py`.
+What evaluators do is in `judging.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from dfl_ledger.records import JobState, Mode, Phase
-from dfl_node.rounds import buffered, chained, sync
+from dfl_node.rounds import buffered, chained, judging, sync
 from dfl_node.rounds.vocabulary import (
     Abandon,
     Action,
@@ -90,7 +92,8 @@ def wake_at(state: State, now: float) -> float | None:
         return None
     job, turn = state.chain.job, state.chain.mine.may_aggregate_at
     times = [t for _, t in state.not_before]
-    times += [at for due in state.chain.unsettled for at in (float(due.settle_from), _pressing_from(due))]
+    times += [float(due.settle_from) for due in state.chain.unsettled]
+    times += judging.wake_times(state.chain)
     if not job.phase.terminal:
         times += [float(job.deadline), _advance_at(job, state.rank)]
     if job.phase is Phase.AGGREGATE and turn is not None:
@@ -139,12 +142,13 @@ def _wanted(state: State, now: float) -> tuple[Action, ...]:
         wanted.append(Aggregate(job.round, job.model, job.reveals))
     if not job.phase.terminal and now >= _advance_at(job, state.rank):
         wanted.append(Advance(job.round, job.phase))
-    unsettled = state.chain.unsettled
+    wanted += judging.shown(state.chain, now)
+    wanted += _wanted_settlements(state.chain.unsettled, now)
     if _is_buffered(state):
-        wanted = buffered.in_turn(state, wanted, _wanted_settlements(unsettled, now, busy=False))
-    else:  # the trainer's process scores too; an update that is awaited goes first
+        wanted = buffered.in_turn(state, wanted, judging.judgements(state.chain, now, busy=False))
+    else:  # the trainer's process judges too; an update that is awaited goes first
         busy = any(isinstance(a, Train | Hop) for a in (*wanted, *state.under_way))
-        wanted += _wanted_settlements(unsettled, now, busy=busy)
+        wanted += judging.judgements(state.chain, now, busy=busy)
     if job.phase.terminal and job.requester == state.me and state.chain.refundable_wei > 0:
         wanted.append(Refund(job.refunded_wei))
     return tuple(wanted)
@@ -181,17 +185,9 @@ def _missing_out(job: JobState, mine: Mine) -> bool:
             return False
 
 
-def _wanted_settlements(unsettled: tuple[Unsettled, ...], now: float, *, busy: bool) -> list[Action]:
-    """The oldest unsettled round, if it is ours to settle: the chain takes them in order.
-
-    While we are busy it waits, but not for ever: a pipeline's run may be longer than the settle window.
-    """
+def _wanted_settlements(unsettled: tuple[Unsettled, ...], now: float) -> list[Action]:
+    """The oldest unsettled round, if it is ours to settle: the chain takes them in order."""
     oldest = next((u for u in unsettled if now <= u.settle_until), None)
-    if oldest is None or now < (_pressing_from(oldest) if busy else oldest.settle_from):
+    if oldest is None or now < oldest.settle_from:
         return []
     return [Settle(oldest.round)]
-
-
-def _pressing_from(due: Unsettled) -> float:
-    """From then on a settlement waits for no training: half of our time for it has gone."""
-    return (due.settle_from + due.settle_until) / 2

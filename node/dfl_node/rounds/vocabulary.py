@@ -43,6 +43,20 @@ class Unsettled:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """Our seat among the evaluators of a published round. Times in Unix seconds; each phase may end early."""
+
+    round: int
+    judging: bool  # commitments to scores are taken
+    showing: bool  # and after that, the scores themselves
+    committed: bool
+    revealed: bool
+    judge_from: int
+    judge_until: int
+    show_until: int
+
+
+@dataclass(frozen=True, slots=True)
 class History:
     """Asynchronous: what the ledger's rows say beyond where the job stands."""
 
@@ -119,6 +133,27 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
+class Judge:
+    """As an evaluator: measure what a round's pieces were worth, and bind ourselves to the scores."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Show:
+    """As an evaluator: show the scores that we are bound to."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unseal:
+    """As the requester: open the validation shard of the next round to be judged; its commitments are in."""
+
+    position: int  # among the published rounds, from 0
+
+
+@dataclass(frozen=True, slots=True)
 class Refund:
     """The job has ended: return the rest of the escrow to its requester, which is us."""
 
@@ -133,7 +168,21 @@ class Abandon:
 
 
 Action = (
-    Join | Train | Promise | Commit | Reveal | Hop | Watch | Aggregate | Advance | Settle | Refund | Abandon
+    Join
+    | Train
+    | Promise
+    | Commit
+    | Reveal
+    | Hop
+    | Watch
+    | Aggregate
+    | Advance
+    | Judge
+    | Show
+    | Unseal
+    | Settle
+    | Refund
+    | Abandon
 )
 
 
@@ -147,6 +196,8 @@ class ChainMoved:
     unsettled: tuple[Unsettled, ...]
     refundable_wei: int
     history: History | None = None  # asynchronous; None while the ledger's rows are behind the chain
+    seats: tuple[Seat, ...] = ()  # ours, of rounds that are being judged, oldest first
+    sealed: int | None = None  # as the requester: the position of the next shard to open, None if none is due
 
 
 @dataclass(frozen=True, slots=True)
