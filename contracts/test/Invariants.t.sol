@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {NodeRegistry} from "../NodeRegistry.sol";
 import {RewardDistributor} from "../RewardDistributor.sol";
 import {TrainingJobs} from "../TrainingJobs.sol";
 import {VnxToken} from "../VnxToken.sol";
@@ -22,6 +23,9 @@ contract Players is Steps {
     /// @notice Set if a call went through that had to be refused.
     bool public fooled;
 
+    /// @notice What the nodes staked and did not withdraw.
+    uint256 public staked = NODES * STAKE;
+
     constructor() {
         deploy();
         for (uint256 i = 0; i < NODES; ++i) register(nodeAt(i), STAKE);
@@ -30,8 +34,8 @@ contract Players is Steps {
         create(jobTerms(Mode.Chained, 0, 3));
     }
 
-    function contracts() external view returns (VnxToken, TrainingJobs, RewardDistributor) {
-        return (token, jobs, distributor);
+    function contracts() external view returns (VnxToken, NodeRegistry, TrainingJobs, RewardDistributor) {
+        return (token, registry, jobs, distributor);
     }
 
     /// @notice Moves a job on, if `actor` can.
@@ -91,6 +95,32 @@ contract Players is Steps {
             if (ended || !(moved || state.commits != before.commits)) stuck = true;
         } catch {
             if (!ended) stuck = true;
+        }
+    }
+
+    /// @notice Two nodes that no job knows come, stake, leave, and come again.
+    function stake(uint256 actor, uint256 what, uint128 more) external {
+        address node = nodeAt(NODES + (actor % 2));
+        (uint64 unbondAt, uint128 held) = (registry.node(node).unbondAt, registry.node(node).stake);
+        if (what % 3 == 0) {
+            if (unbondAt != 0) return;
+            more = uint128(bound(more, 0, STAKE));
+            register(node, more);
+            staked += more;
+            return;
+        }
+        vm.prank(node);
+        if (what % 3 == 1) {
+            try registry.unbond() {
+                if (unbondAt != 0) fooled = true;
+            } catch {}
+        } else {
+            try registry.withdraw() {
+                if (unbondAt == 0 || block.timestamp < unbondAt) fooled = true;
+                staked -= held;
+            } catch {
+                if (unbondAt != 0 && block.timestamp >= unbondAt) stuck = true;
+            }
         }
     }
 
@@ -170,12 +200,13 @@ contract InvariantsTest {
 
     Players private players;
     VnxToken private token;
+    NodeRegistry private registry;
     TrainingJobs private jobs;
     RewardDistributor private distributor;
 
     function setUp() public {
         players = new Players();
-        (token, jobs, distributor) = players.contracts();
+        (token, registry, jobs, distributor) = players.contracts();
     }
 
     function targetContracts() public view returns (address[] memory targets) {
@@ -221,5 +252,70 @@ contract InvariantsTest {
             vm.assertLe(state.commits, state.expected);
             vm.assertLe(state.expected, NODES);
         }
+    }
+
+    function invariant_claims_are_exactly_what_was_paid_out() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobId job = JobId.wrap(i);
+            uint256 claimed = 0;
+            for (uint256 n = 0; n < NODES; ++n) {
+                for (uint256 asset = 0; asset < 2; ++asset) claimed += distributor.claimed(job, nodeAt(n), asset);
+            }
+            vm.assertEq(claimed + distributor.unclaimed(job), jobs.job(job).spent);
+        }
+    }
+
+    function invariant_the_registry_holds_exactly_the_stakes() public view {
+        uint256 stakes = 0;
+        for (uint256 n = 0; n < NODES + 2; ++n) stakes += registry.node(nodeAt(n)).stake;
+        vm.assertEq(stakes, players.staked());
+        vm.assertEq(token.balanceOf(address(registry)), stakes);
+    }
+
+    function invariant_a_leaving_stake_counts_for_nothing() public view {
+        for (uint256 n = 0; n < NODES + 2; ++n) {
+            bool bonded = registry.isBonded(nodeAt(n));
+            vm.assertEq(registry.stakeOf(nodeAt(n)), bonded ? registry.node(nodeAt(n)).stake : 0);
+        }
+    }
+
+    function invariant_a_running_job_waits_no_longer_than_a_window() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobState memory state = jobs.job(JobId.wrap(i));
+            if (state.phase >= Phase.Completed) vm.assertEq(state.deadline, 0);
+            else vm.assertLe(state.deadline, block.timestamp + state.terms.openWindow); // the longest of them
+        }
+    }
+
+    function invariant_rounds_only_come_to_an_end() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobState memory state = jobs.job(JobId.wrap(i));
+            vm.assertLe(state.completed, state.terms.rounds);
+            vm.assertLe(state.completed, state.round);
+            vm.assertEq(state.completed == state.terms.rounds, state.phase == Phase.Completed);
+        }
+    }
+
+    function invariant_a_refund_leaves_what_may_still_be_settled() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobId job = JobId.wrap(i);
+            JobState memory state = jobs.job(job);
+            uint256 held = uint256(state.terms.rounds) * state.terms.roundBudget - state.spent - state.refunded;
+            uint256 refundable = jobs.refundable(job);
+            vm.assertLe(refundable, held);
+            if (state.phase < Phase.Completed) vm.assertEq(refundable, 0);
+            for (uint32 round = 1; round <= state.round; ++round) {
+                uint256 publishedAt = jobs.publication(job, round).publishedAt;
+                bool open = publishedAt != 0 && block.timestamp < publishedAt + state.terms.settleWindow;
+                bool settled = distributor.settlement(job, round).claimableAt != 0;
+                // A later round's settlement passes over the earlier ones, but only once their windows are past.
+                if (open && !settled) held -= state.terms.roundBudget;
+            }
+            if (state.phase >= Phase.Completed) vm.assertEq(refundable, held);
+        }
+    }
+
+    function nodeAt(uint256 i) private pure returns (address) {
+        return address(uint160(0x1000 + i));
     }
 }
