@@ -202,8 +202,8 @@ contract JobDesk is JobStore, IJobDesk {
     /// @inheritdoc IJobDesk
     function publication(JobId id, uint32 round) external view returns (Publication memory found) {
         Job storage job_ = _jobs[id];
-        (bool exists, uint32 at) = job_.published.find(job_.completed, round);
-        if (exists) found = job_.published[at];
+        (bool exists, uint32 own) = job_.published.find(job_.completed, round);
+        if (exists) found = job_.published[own];
     }
 
     /// @inheritdoc IJobDesk

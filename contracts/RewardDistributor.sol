@@ -86,7 +86,7 @@ contract RewardDistributor is IRewardDistributor {
         // Whether and when the round may be settled, and for how much, is decided where the round is kept.
         (uint112 amount, uint40 claimableAt, uint32 payees, uint96 required) = jobs.release(job, round, total);
         address settler = _settler(job, required);
-        (claimableAt, payees) = _keep(job, round, total, amount, claimableAt, payees);
+        payees = _keep(job, round, total, amount, claimableAt, payees);
         Settlement storage settled = _settlements[job][round];
         settled.root = root;
         settled.digest = keccak256(abi.encode(scoreRoot, weights, settler));
@@ -226,7 +226,7 @@ contract RewardDistributor is IRewardDistributor {
 
     // -- settlements -------------------------------------------------------------------------------------------
 
-    /// @dev Adds a settlement to those before: it pays no fewer payees, and is final no earlier.
+    /// @dev Adds a settlement to those before: it pays no fewer payees, and, made later, is final no earlier.
     function _keep(
         JobId job,
         uint32 round,
@@ -234,15 +234,11 @@ contract RewardDistributor is IRewardDistributor {
         uint112 amount,
         uint40 claimableAt,
         uint32 payees
-    ) private returns (uint40, uint32) {
+    ) private returns (uint32) {
         Account storage account = _accounts[job];
         uint32 head = account.head;
-        if (head != 0) {
-            Settlement storage previous = _settlements[job][head];
-            (uint40 until, uint32 most) = (previous.claimableAt, previous.payees);
-            if (until > claimableAt) claimableAt = until;
-            if (most > payees) payees = most;
-        }
+        uint32 before = _settlements[job][head].payees;
+        if (before > payees) payees = before;
         Settlement storage settled = _settlements[job][round];
         // At most the escrow, which has 112 bits.
         settled.total = uint112(total);
@@ -252,7 +248,7 @@ contract RewardDistributor is IRewardDistributor {
         settled.epoch = account.epoch;
         account.head = round;
         account.unclaimed += amount;
-        return (claimableAt, payees);
+        return payees;
     }
 
     /// @dev Takes a settlement and all later ones of the job back, and the bond of who made it.

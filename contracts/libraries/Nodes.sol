@@ -28,8 +28,8 @@ library Nodes {
         ProofStep[] calldata proof,
         uint256 place
     ) internal pure returns (bool) {
-        (uint256 at, uint256 level) = _placeOf(tree, top, hash, sum, proof);
-        return at == place && level == 0;
+        (uint256 own, uint256 level) = _placeOf(tree, top, hash, sum, proof);
+        return own == place && level == 0;
     }
 
     /// @notice Judges a node that is somewhere in the tree.

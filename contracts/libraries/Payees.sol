@@ -30,9 +30,9 @@ library Payees {
         return number - 1;
     }
 
-    /// @notice Gives an asset a number, unless it has one.
+    /// @notice Gives an asset its number. None comes twice: model and algorithm are of different kinds, and a data set that
+    /// is known has a place.
     function add(PayeeBook storage book, JobId job, uint64 asset) internal {
-        if (book.numberOf[asset] != 0) return;
         uint32 number = ++book.count;
         book.numberOf[asset] = number;
         book.payees[number - 1].asset = asset;

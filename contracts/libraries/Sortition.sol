@@ -49,12 +49,12 @@ library Sortition {
         uint256 start,
         uint256 length
     ) private pure {
-        uint256 at = count;
-        for (; at > 0 && starts[at - 1] > start; --at) {
-            starts[at] = starts[at - 1];
-            lengths[at] = lengths[at - 1];
+        uint256 slot = count;
+        for (; slot > 0 && starts[slot - 1] > start; --slot) {
+            starts[slot] = starts[slot - 1];
+            lengths[slot] = lengths[slot - 1];
         }
-        starts[at] = start;
-        lengths[at] = length;
+        starts[slot] = start;
+        lengths[slot] = length;
     }
 }

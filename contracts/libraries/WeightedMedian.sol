@@ -31,12 +31,12 @@ library WeightedMedian {
             votes[j] = own;
         }
         uint256 soFar = 0;
-        uint256 at = 0;
-        for (; at + 1 < count; ++at) {
-            soFar += weightOf(votes[at]);
+        uint256 middle = 0;
+        for (; middle + 1 < count; ++middle) {
+            soFar += weightOf(votes[middle]);
             if (2 * soFar >= total) break;
         }
-        return scoreOf(votes[at]);
+        return scoreOf(votes[middle]);
     }
 
     /// @notice The score of a vote.

@@ -223,6 +223,10 @@ contract NodesTest is BooksFixture {
         distributor.challengeNode(job, 1, own, Tree.Reward, leaf2Hash(), leaves[2].cumulative, proof, "x");
         invalid(job, Tree.Reward, 2);
         distributor.challengeNode(job, 1, own, Tree.Reward, leaf2Hash(), leaves[2].cumulative, proof, new bytes(160));
+        invalid(job, Tree.Reward, 2);
+        distributor.challengeNode(job, 1, own, Tree.Reward, leaf2Hash(), leaves[2].cumulative, proof, new bytes(64));
+        invalid(job, Tree.Reward, 2);
+        distributor.challengeNode(job, 1, own, Tree.Reward, leaf2Hash(), leaves[2].cumulative, proof, new bytes(128));
         invalid(job, Tree.Reward, type(uint256).max);
         distributor.challengeNode(job, 1, own, Tree.Reward, leaf2Hash(), leaves[2].cumulative + 1, proof, "");
         invalid(job, Tree.Reward, type(uint256).max);
@@ -270,6 +274,28 @@ contract NodesTest is BooksFixture {
         settleRoot(job, 1, 0, 0);
         vm.warp(block.timestamp + 20);
         settleRoot(job, 1, 0, 0);
+    }
+
+    function test_a_settlement_pays_no_fewer_than_the_one_before() public {
+        // Round 2 is published before the evaluators of round 1 have their numbers, and nobody scores it.
+        (JobId job, ) = toScore();
+        playRound(job, MEMBERS);
+        scoreAll(job, 1, 0, goodScores());
+        keepBooks(job, 1);
+        settleBooks(job, 1);
+        vm.assertEq(uint256(distributor.settlement(job, 1).payees), 9);
+        vm.assertEq(uint256(jobs.publication(job, 2).payees), 6);
+        vm.warp(block.timestamp + 20);
+        earlier = leaves;
+        keepBooks(job, 2);
+        settleBooks(job, 2);
+        vm.assertEq(uint256(distributor.settlement(job, 2).payees), 9);
+        vm.assertEq(uint256(distributor.settlement(job, 2).previousRound), 1);
+        uint64 until = distributor.settlement(job, 2).claimableAt;
+        vm.warp(until);
+        // Who earned in round 1 only is paid by round 2 as well.
+        ProofStep[] memory proof = Trees.prove(leaves, 8);
+        vm.assertEq(distributor.claim(job, 2, leaves[8], proof), uint256(10 ether) / 3);
     }
 
     function test_unscored_rounds_pay_equal_parts() public {

@@ -194,6 +194,8 @@ contract SettleTest is SettlementFixture {
     function test_pay_is_the_jobs_contracts() public {
         refuse(nodeAt(0), abi.encodeWithSelector(IRewardDistributor.NotJobs.selector, nodeAt(0)));
         distributor.pay(nodeAt(0), 1);
+        refuse(nodeAt(0), abi.encodeWithSelector(IRewardDistributor.NotJobs.selector, nodeAt(0)));
+        distributor.enroll(JobId.wrap(1));
     }
 
     function testFuzz_a_round_earns_at_most_its_budget(uint128 first, uint128 second) public {

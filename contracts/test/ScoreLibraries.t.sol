@@ -39,7 +39,7 @@ contract SumTreeTest {
         for (uint256 i = 0; i < count; ++i) {
             bytes32 random = keccak256(abi.encode(seed, i));
             uint256 value = uint256(random) >> 150;
-            nodes[i] = Sum(random, tree == Tree.Reward ? value : value | (value << 120) | (1 << 224));
+            nodes[i] = Sum(random, tree == Tree.Reward ? value : value | (value << 112) | (1 << 224));
         }
     }
 
