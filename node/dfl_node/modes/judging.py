@@ -35,6 +35,7 @@ from dfl_node.modes import pieces
 from dfl_node.modes.mode import ModePart
 from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
+from dfl_node.rounds.machine import RETRY_S
 from dfl_node.rounds.vocabulary import Seat
 from dfl_node.train.trainer import Verdict
 
@@ -152,13 +153,16 @@ class Judge:
     # -- the vector -----------------------------------------------------------------------------------
     async def _scores(self, round_: int, panel: PanelState) -> Scores:
         """What we say of every subject; that we cannot tell, when it is late and nothing else to be had."""
-        try:
-            return await self._measured(round_, panel)
-        except DflError as missing:
-            if self._clock() < self._share_of(panel, LAST_SHARE):
-                raise
-            log.warning("a round could not be judged", job=self._job, round=round_, why=str(missing))
-            return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), "none", {})
+        left_s, why = self._share_of(panel, LAST_SHARE) - self._clock(), "it took too long"
+        with trio.move_on_after(max(0.0, left_s)):
+            try:
+                return await self._measured(round_, panel)
+            except DflError as missing:
+                if self._clock() < self._share_of(panel, LAST_SHARE) - RETRY_S:
+                    raise
+                why = str(missing)
+        log.warning("a round could not be judged", job=self._job, round=round_, why=why)
+        return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), "none", {})
 
     async def _measured(self, round_: int, panel: PanelState) -> Scores:
         parent, model = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
