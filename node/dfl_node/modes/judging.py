@@ -75,10 +75,11 @@ class Judge:
             panel = ledger.panel(self._job, round_)
             if panel.phase in (PanelPhase.NONE, PanelPhase.DONE):
                 continue
-            place = self._place(round_, me)
-            if place is None:
+            number = self._number(round_, me)
+            if number is None:
                 continue
-            committed = any(place[1])
+            seat = ledger.seat(self._job, round_, 0, number)  # None before the draw
+            committed = seat is not None and any(seat.root)
             shown = ledger.seat_of(self._job, round_, 0, me) if committed else None
             found.append(
                 Seat(
@@ -94,12 +95,9 @@ class Judge:
             )
         return tuple(found)
 
-    def _place(self, round_: int, me: Address) -> tuple[int, bytes] | None:
-        """Our seat's number, and what the chain keeps of its scores."""
-        for number, seat in enumerate(self._parts.ledger.seats(self._job, round_)):
-            if seat.evaluator == me:
-                return number, seat.root
-        return None
+    def _number(self, round_: int, me: Address) -> int | None:
+        seats = self._parts.ledger.seats(self._job, round_)
+        return next((number for number, seat in enumerate(seats) if seat.evaluator == me), None)
 
     # -- judging --------------------------------------------------------------------------------------
     async def judge(self, round_: int) -> None:
@@ -113,7 +111,7 @@ class Judge:
         if bound is None:
             made = await self._scores(round_, panel)
             bound = await in_thread(self._parts.journal.bind_scores, self._job, round_, 0, made)
-        number, _ = await in_thread(self._seat, round_, me)
+        number = await in_thread(self._seat, round_, me)
         sealed = vectors.commitment(self._job, round_, 0, me, bound.vector, bound.salt)
         await in_thread(ledger.commit_scores, self._job, round_, 0, number, sealed)
         log.info("judged", job=self._job, round=round_, seat=number, method=bound.method)
@@ -124,16 +122,16 @@ class Judge:
         bound = await in_thread(self._parts.journal.scores, self._job, round_)
         if bound is None:
             raise UsageError(f"nothing to show in job {self._job} round {round_}", why="the journal is new")
-        number, _ = await in_thread(self._seat, round_, me)
+        number = await in_thread(self._seat, round_, me)
         show = partial(self._parts.ledger.reveal_scores, self._job, round_, 0, number)
         await in_thread(show, bound.vector, bound.salt)
         log.info("scores shown", job=self._job, round=round_, seat=number)
 
-    def _seat(self, round_: int, me: Address) -> tuple[int, bytes]:
-        place = self._place(round_, me)
-        if place is None:
+    def _seat(self, round_: int, me: Address) -> int:
+        number = self._number(round_, me)
+        if number is None:
             raise UsageError(f"no seat in job {self._job} round {round_}", why="the chain was reorganised")
-        return place
+        return number
 
     def _drawn(self, round_: int) -> PanelState:
         """The panel, drawn by us if nobody has: how many subjects it has is fixed by that."""
