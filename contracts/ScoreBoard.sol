@@ -99,8 +99,12 @@ contract ScoreBoard is IScoreBoard {
         if (seat_ >= own.seats || own.revealed.has(seat_)) revert NothingHidden(job, round, panel_, seat_);
         if (own.punished.has(seat_)) revert AlreadyDone(job, round, panel_, seat_);
 
-        own.punished = own.punished.with(seat_);
         address evaluator = own.seatAt[seat_].evaluator;
+        if (!own.committed.has(seat_) && _mayDecline(job, round, own, evaluator)) {
+            revert SeatDeclined(job, round, panel_, seat_, evaluator);
+        }
+
+        own.punished = own.punished.with(seat_);
         emit ScoresWithheld(job, round, panel_, seat_, evaluator);
         _slash(job, evaluator, 1);
     }
@@ -406,6 +410,18 @@ contract ScoreBoard is IScoreBoard {
         uint256 startedAt = panel_ == 0 ? jobs.publication(job, round).publishedAt : own.startedAt;
         if (startedAt == 0) return PanelPhase.None;
         return terms.evaluators == 0 ? PanelPhase.Done : own.phase(startedAt, terms.scoreWindow);
+    }
+
+    /// @dev An evaluator that has committed has taken its seat.
+    function _mayDecline(
+        JobId job,
+        uint32 round,
+        Panel storage own,
+        address evaluator
+    ) private view returns (bool) {
+        uint48 drawBlock = own.drawBlock;
+        if (drawBlock == 0) drawBlock = jobs.publication(job, round).sealBlock;
+        return registry.mayDecline(evaluator, drawBlock, own.window, jobs.terms(job).bond);
     }
 
     function _donePanel(JobId job, uint32 round, uint8 panel_) private view returns (Panel storage own) {

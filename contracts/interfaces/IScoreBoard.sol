@@ -136,6 +136,9 @@ interface IScoreBoard {
     /// @notice The seat has revealed, and is not to be punished.
     error NothingHidden(JobId job, uint32 round, uint8 panel, uint8 seat);
 
+    /// @notice The seat is empty because its evaluator takes none with so little time, or at so much risk.
+    error SeatDeclined(JobId job, uint32 round, uint8 panel, uint8 seat, address evaluator);
+
     /// @notice A commitment of 0 is none.
     error EmptyCommitment();
 
@@ -195,7 +198,8 @@ interface IScoreBoard {
         bytes32 salt
     ) external;
 
-    /// @notice Takes the bond of a seat that showed no scores. Anyone may, once the panel is DONE.
+    /// @notice Takes the bond of a seat that showed no scores. Anyone may, once the panel is DONE; unless the evaluator
+    /// committed to none and may decline the seat, see INodeRegistry.
     function punishSeat(JobId job, uint32 round, uint8 panel, uint8 seat) external;
 
     /// @notice Takes the bond of a seat whose score of a contribution or data set is too far from the median: by more

@@ -122,3 +122,10 @@ struct BootNode {
     bytes32 peerKey;
     string[] addrs;
 }
+
+/// @notice Which seats an evaluator takes. One storage slot.
+struct SeatLimits {
+    uint32 leastWindow;
+    uint96 mostBond;
+    uint48 since; // the block in which it said so, 0 if never
+}
