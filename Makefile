@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3.11
 
-.PHONY: demo test test-python test-contracts test-long forge mutate check slither setup bench bench-modes bench-attacks bench-gas docs-output clean
+.PHONY: demo test test-python test-contracts test-long forge halmos mutate check slither setup bench bench-modes bench-attacks bench-gas docs-output clean
 
 demo: setup ## Three nodes, a chain, a job, real digits: under a minute
 	@$(BIN)/dfl-node demo --datadir .dfl/demo
@@ -65,11 +65,14 @@ test-contracts: setup ## Under Hardhat; then under forge, for the lines and bran
 test-python: setup $(STAMP)/js-ipfs
 	$(BIN)/python -m pytest -m "not long"
 
-test-long: setup $(STAMP)/js-ipfs forge mutate ## Minutes to hours: whatever is marked `long`, and the contracts at length
+test-long: setup $(STAMP)/js-ipfs forge halmos mutate ## Minutes to hours: whatever is marked `long`, and the contracts at length
 	$(BIN)/python -m pytest -m long
 
 forge: setup ## 10,000 runs of each fuzz test, 256 x 500 calls before each invariant
 	$(WITH_FORGE) forge test
+
+halmos: setup $(STAMP)/analysis ## The accounting, for all inputs within bounds
+	$(WITH_FORGE) FOUNDRY_PROFILE=halmos $(ANALYSIS)/bin/halmos
 
 mutate: setup $(STAMP)/analysis ## At least 90 % of the mutants must be killed
 	$(WITH_FORGE) $(ANALYSIS)/bin/python contracts/analysis/mutate.py

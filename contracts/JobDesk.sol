@@ -138,6 +138,7 @@ contract JobDesk is JobStore, IJobDesk {
         }
         job_.entries[round][node] = Entries.PUNISHED;
         emit RevealWithheld(id, round, node);
+        // slither-disable-next-line unused-return
         registry.slash(node, job_.terms.bond, msg.sender);
     }
 
@@ -303,6 +304,7 @@ contract JobDesk is JobStore, IJobDesk {
         uint32 first = phase == Phase.Open ? round : round + 1;
         member.activeRound = first;
         if (job_.terms.mode == Mode.Chained) job_.laps.add(first, node);
+        // slither-disable-next-line unused-return
         job_.payees.add(id, node, member);
         emit NodeJoined(id, node, first);
 

@@ -7,7 +7,7 @@ import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol
 import {VnxToken} from "./VnxToken.sol";
 import {INodeRegistry} from "./interfaces/INodeRegistry.sol";
 import {StakeTree, StakeTrees} from "./libraries/StakeTrees.sol";
-import {BootNode, Node} from "./types/Types.sol";
+import {BootNode, Node, SeatLimits} from "./types/Types.sol";
 
 /// @title The registry of nodes and their stake
 /// @notice See interfaces/INodeRegistry.sol
@@ -24,6 +24,9 @@ contract NodeRegistry is INodeRegistry {
 
     /// @notice Longest boot address, in bytes.
     uint256 public constant MAX_BOOT_ADDR_BYTES = 256;
+
+    /// @notice Seconds of a scoring phase that are enough for every evaluator.
+    uint32 public constant MAX_LEAST_WINDOW = 10 minutes;
 
     /// @notice The token that is staked.
     IERC20 public immutable token;
@@ -49,6 +52,7 @@ contract NodeRegistry is INodeRegistry {
     mapping(address node => address) private _named;
     mapping(address delegate => address) private _actsFor;
     StakeTree private _evaluators;
+    mapping(address node => SeatLimits) private _seatLimits;
 
     /// @dev The three that may slash do not exist yet; their addresses follow from the deployer's nonce.
     constructor(
@@ -130,6 +134,16 @@ contract NodeRegistry is INodeRegistry {
     }
 
     /// @inheritdoc INodeRegistry
+    function limitSeats(uint32 leastWindow, uint96 mostBond) external {
+        if (leastWindow > MAX_LEAST_WINDOW || mostBond < minEvaluatorStake) {
+            revert SeatLimitOutOfRange(leastWindow, MAX_LEAST_WINDOW, mostBond, minEvaluatorStake);
+        }
+        address own = principalOf(msg.sender);
+        _seatLimits[own] = SeatLimits(leastWindow, mostBond, uint48(block.number));
+        emit SeatsLimited(own, leastWindow, mostBond);
+    }
+
+    /// @inheritdoc INodeRegistry
     function slash(address node_, uint128 amount, address reporter) external returns (uint128 slashed) {
         if (msg.sender != board && msg.sender != jobs && msg.sender != distributor) revert NotSlasher(msg.sender);
         Node storage record = _nodes[node_];
@@ -206,6 +220,15 @@ contract NodeRegistry is INodeRegistry {
     /// @inheritdoc INodeRegistry
     function isEvaluator(address node_) external view returns (bool) {
         return _evaluators.holds(node_);
+    }
+
+    /// @inheritdoc INodeRegistry
+    function mayDecline(address node_, uint48 drawBlock, uint32 window, uint96 bond) external view returns (bool) {
+        SeatLimits storage limits = _seatLimits[node_];
+        uint48 since = limits.since;
+        // Nobody gets out of a seat that it may know of.
+        if (since == 0 || drawBlock < since) return false;
+        return window < limits.leastWindow || bond > limits.mostBond;
     }
 
     /// @inheritdoc INodeRegistry

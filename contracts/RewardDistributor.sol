@@ -256,14 +256,19 @@ contract RewardDistributor is IRewardDistributor {
         Account storage account = _accounts[job];
         uint32 previousRound = _settlements[job][round].previousRound;
         uint112 previousTotal = _settlements[job][previousRound].total;
-        account.unclaimed -= _settlements[job][account.head].total - previousTotal;
+        uint112 amount = _settlements[job][account.head].total - previousTotal;
+        uint112 left = account.unclaimed;
+        // Earlier settlements that contradict each other can pay more than their own: that much is gone.
+        if (amount > left) amount = left;
+        account.unclaimed = left - amount;
         account.head = previousRound;
         uint32 epoch = ++account.epoch;
         account.cuts = _cuts[job].cut(account.cuts, epoch, round);
         address challenger = registry.principalOf(msg.sender);
         emit Overturned(job, round, challenger, settler, why);
 
-        jobs.retake(job, round, previousTotal);
+        jobs.retake(job, round, previousTotal, amount);
+        // slither-disable-next-line unused-return
         registry.slash(settler, jobs.terms(job).bond, challenger);
     }
 
@@ -377,6 +382,7 @@ contract RewardDistributor is IRewardDistributor {
         (uint256 contributions, ) = _subjects(job, round);
         bool contributed = subject < contributions;
         if (contributed) {
+            // slither-disable-next-line unused-return
             (bool revealed, uint32 index, , ) = jobs.contribution(job, round, node);
             if (!revealed || index != subject) revert NotContributor(job, round, subject, node);
         } else if (node != address(0)) {
@@ -464,6 +470,7 @@ contract RewardDistributor is IRewardDistributor {
         Payee memory payee
     ) private view returns (uint256 subject, bool scored) {
         if (payee.asset == 0) {
+            // slither-disable-next-line unused-return
             (scored, subject, , ) = jobs.contribution(job, round, payee.account);
         } else {
             uint32 place;
@@ -487,6 +494,7 @@ contract RewardDistributor is IRewardDistributor {
         uint256 budget = terms.roundBudget;
         if (payee.asset == 0) {
             reward = Rewards.ofContribution(Rewards.computePot(terms), weight, all);
+            // slither-disable-next-line unused-return
             (, , bool shown) = board.seatOf(job, round, 0, payee.account);
             if (!shown) return reward;
             PanelState memory panel = board.panel(job, round, 0);

@@ -62,6 +62,8 @@ contract ScoreBoard is IScoreBoard {
         own.committed = own.committed.with(seat_);
         emit ScoresCommitted(job, round, panel_, seat_, place.evaluator);
         if (panel_ != 0) return;
+        // The jobs contract calls nobody.
+        // slither-disable-next-line reentrancy-no-eth
         uint32 index = jobs.seat(job, place.evaluator);
         if (index >= own.payees) own.payees = index + 1;
     }
@@ -97,10 +99,14 @@ contract ScoreBoard is IScoreBoard {
         if (seat_ >= own.seats || own.revealed.has(seat_)) revert NothingHidden(job, round, panel_, seat_);
         if (own.punished.has(seat_)) revert AlreadyDone(job, round, panel_, seat_);
 
-        own.punished = own.punished.with(seat_);
         address evaluator = own.seatAt[seat_].evaluator;
+        if (!own.committed.has(seat_) && _mayDecline(job, round, own, evaluator)) {
+            revert SeatDeclined(job, round, panel_, seat_, evaluator);
+        }
+
+        own.punished = own.punished.with(seat_);
         emit ScoresWithheld(job, round, panel_, seat_, evaluator);
-        registry.slash(evaluator, jobs.terms(job).bond, msg.sender);
+        _slash(job, evaluator, 1);
     }
 
     /// @inheritdoc IScoreBoard
@@ -124,7 +130,7 @@ contract ScoreBoard is IScoreBoard {
         own.penalized = own.penalized.with(seat_);
         address evaluator = own.seatAt[seat_].evaluator;
         emit OutlierPenalized(job, round, seat_, evaluator, subject, score, middle);
-        registry.slash(evaluator, jobs.terms(job).bond, msg.sender);
+        _slash(job, evaluator, 1);
     }
 
     /// @inheritdoc IScoreBoard
@@ -172,8 +178,7 @@ contract ScoreBoard is IScoreBoard {
 
         record.decided = true;
         emit AuditDecided(job, round, node, audit_, upheld);
-        uint128 bond = jobs.terms(job).bond;
-        if (upheld) registry.slash(node, record.appealed ? 2 * bond : bond, msg.sender);
+        if (upheld) _slash(job, node, record.appealed ? 2 : 1);
         else jobs.unban(job, node);
     }
 
@@ -188,16 +193,18 @@ contract ScoreBoard is IScoreBoard {
 
         _denounced[job][round] = true;
         emit ModelDenounced(job, round, publisher);
-        registry.slash(publisher, jobs.terms(job).bond, msg.sender);
+        _slash(job, publisher, 1);
     }
 
     /// @inheritdoc IScoreBoard
     function openShard(JobId job, uint32 round, uint8 audit_, Cid boxes) external {
         uint32 index = auditedIndex(job, round, audit_);
         address node = msg.sender;
+        // slither-disable-next-line unused-return
         (bool revealed, uint32 own, , ) = jobs.contribution(job, round, node);
         if (!revealed) {
             node = registry.principalOf(node);
+            // slither-disable-next-line unused-return
             (revealed, own, , ) = jobs.contribution(job, round, node);
         }
         if (!revealed || own != index) revert NotContributor(job, round, index, node);
@@ -388,6 +395,12 @@ contract ScoreBoard is IScoreBoard {
         if (startedAt == 0 || terms.evaluators == 0) revert NoPanel(job, round, panel_);
     }
 
+    /// @dev Takes so many bonds, or what is left of the stake, and rewards the sender.
+    function _slash(JobId job, address node, uint128 bonds) private {
+        // slither-disable-next-line unused-return
+        registry.slash(node, bonds * jobs.terms(job).bond, msg.sender);
+    }
+
     // -- checks ------------------------------------------------------------------------------------------------
 
     function _phase(JobId job, uint32 round, uint8 panel_) private view returns (PanelPhase) {
@@ -397,6 +410,18 @@ contract ScoreBoard is IScoreBoard {
         uint256 startedAt = panel_ == 0 ? jobs.publication(job, round).publishedAt : own.startedAt;
         if (startedAt == 0) return PanelPhase.None;
         return terms.evaluators == 0 ? PanelPhase.Done : own.phase(startedAt, terms.scoreWindow);
+    }
+
+    /// @dev An evaluator that has committed has taken its seat.
+    function _mayDecline(
+        JobId job,
+        uint32 round,
+        Panel storage own,
+        address evaluator
+    ) private view returns (bool) {
+        uint48 drawBlock = own.drawBlock;
+        if (drawBlock == 0) drawBlock = jobs.publication(job, round).sealBlock;
+        return registry.mayDecline(evaluator, drawBlock, own.window, jobs.terms(job).bond);
     }
 
     function _donePanel(JobId job, uint32 round, uint8 panel_) private view returns (Panel storage own) {
@@ -436,6 +461,7 @@ contract ScoreBoard is IScoreBoard {
     }
 
     function _checkContributor(JobId job, uint32 round, uint32 index, address node) private view {
+        // slither-disable-next-line unused-return
         (bool revealed, uint32 own, , ) = jobs.contribution(job, round, node);
         if (!revealed || own != index) revert NotContributor(job, round, index, node);
     }

@@ -194,9 +194,9 @@ contract TrainingJobs is JobStore, IJobRounds {
     }
 
     /// @inheritdoc IJobRounds
-    function retake(JobId id, uint32 round, uint112 previousTotal) external {
+    function retake(JobId id, uint32 round, uint112 previousTotal, uint112 amount) external {
         if (msg.sender != distributor) revert NotDistributor(msg.sender);
-        _known(id).retake(id, round, previousTotal);
+        _known(id).retake(id, round, previousTotal, amount);
         emit RoundReopened(id, round);
     }
 
@@ -250,7 +250,6 @@ contract TrainingJobs is JobStore, IJobRounds {
     // -- the course of a round ---------------------------------------------------------------------------------
 
     function _closeCommit(JobId id, Job storage job_) private {
-        job_.sealBlock = uint48(block.number);
         _enter(id, job_, Phase.Reveal, job_.terms.revealWindow);
     }
 
@@ -294,7 +293,8 @@ contract TrainingJobs is JobStore, IJobRounds {
     }
 
     function _openAggregate(JobId id, Job storage job_) private {
-        if (job_.terms.mode == Mode.Chained) job_.sealBlock = uint48(block.number);
+        // Not before: whoever knew which place is audited could reveal so as to come at another.
+        job_.sealBlock = uint48(block.number);
         job_.draw = AggregatorDraw.draw(
             block.prevrandao,
             blockhash(block.number - 1),

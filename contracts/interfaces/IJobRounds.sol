@@ -49,7 +49,9 @@ interface IJobRounds is IJobRecord {
 
     /// @notice Takes the money of an overturned settlement, and of those after it, back. The distributor alone may call.
     /// @param previousTotal what the rounds before paid
-    function retake(JobId job, uint32 round, uint112 previousTotal) external;
+    /// @param amount what comes back, in wei: less than these settlements were handed if earlier ones, which contradict
+    /// each other, were paid out of it
+    function retake(JobId job, uint32 round, uint112 previousTotal, uint112 amount) external;
 
     /// @notice A job as it stands; phase None if unknown.
     function job(JobId id) external view returns (JobState memory);

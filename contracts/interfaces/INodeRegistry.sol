@@ -35,6 +35,9 @@ interface INodeRegistry {
     /// @notice A node lost stake for an offence. `reward` of it went to who reported it, the rest was burned.
     event Slashed(address indexed node, address indexed reporter, uint256 slashed, uint256 reward);
 
+    /// @notice An evaluator said which seats it takes.
+    event SeatsLimited(address indexed node, uint32 leastWindow, uint96 mostBond);
+
     /// @notice The peer key is zero.
     error InvalidPeerKey(address node);
 
@@ -67,6 +70,9 @@ interface INodeRegistry {
 
     /// @notice An evaluator needs more stake.
     error EvaluatorStakeTooLow(address node, uint256 stake, uint256 least);
+
+    /// @notice An evaluator takes seats of `mostWindow` seconds and of a bond of `leastBond`, at least.
+    error SeatLimitOutOfRange(uint32 leastWindow, uint32 mostWindow, uint96 mostBond, uint96 leastBond);
 
     /// @notice The node did not enlist.
     error NotEnlisted(address node);
@@ -107,6 +113,13 @@ interface INodeRegistry {
     /// @notice The caller's node is not drawn any more, from this block on.
     function delist() external;
 
+    /// @notice The caller's node leaves seats empty, unpunished, of panels that are drawn from now on and give less time
+    /// than `leastWindow` seconds or take more than `mostBond` for an offence: anybody may create a job whose scoring
+    /// nobody could be in time for. (0, 2^96 - 1): it takes every seat, as all do at first.
+    /// @param leastWindow at most MAX_LEAST_WINDOW
+    /// @param mostBond at least `minEvaluatorStake`
+    function limitSeats(uint32 leastWindow, uint96 mostBond) external;
+
     /// @notice Takes at most `amount` of a node's stake, unbonding or not: a tenth for who reported the offence, which
     /// pays the transaction and no more, and the rest is burned. Jobs, score board and distributor alone may call.
     /// @param reporter zero: all is burned
@@ -136,6 +149,9 @@ interface INodeRegistry {
 
     /// @notice True for an evaluator.
     function isEvaluator(address node) external view returns (bool);
+
+    /// @notice True if an evaluator drawn from this block need not take a seat with this window and bond.
+    function mayDecline(address node, uint48 drawBlock, uint32 window, uint96 bond) external view returns (bool);
 
     /// @notice Least stake of an evaluator, in wei of VNX. One that falls below it is delisted.
     function minEvaluatorStake() external view returns (uint96);

@@ -6,8 +6,8 @@ import {Cid, JobId} from "../types/Types.sol";
 
 /// @title What contributions are worth, by panels of evaluators drawn for each round
 /// @notice Panel 0 of a round scores it; panel 1 + k is the jury of an appeal against its k-th audit. A panel is drawn by
-/// stake from the block in which the round's COMMIT closed, or the one of the appeal. Its clock starts with the model's
-/// publication, or the appeal. Evaluators commit to their scores for a window, or until all have; then they reveal,
+/// stake from the block in which the round's AGGREGATE opened, or the one of the appeal: nobody knows who judges whom
+/// while there is a choice of what to reveal, or when. Its clock starts with the model's publication, or the appeal. Evaluators commit to their scores for a window, or until all have; then they reveal,
 /// until two windows have passed or all who committed have revealed; then it is DONE. Nothing need be called for that.
 ///
 /// A vector has one score for each subject, 8 bytes big-endian two's complement, in this order: the round's contributions
@@ -136,6 +136,9 @@ interface IScoreBoard {
     /// @notice The seat has revealed, and is not to be punished.
     error NothingHidden(JobId job, uint32 round, uint8 panel, uint8 seat);
 
+    /// @notice The seat is empty because its evaluator takes none with so little time, or at so much risk.
+    error SeatDeclined(JobId job, uint32 round, uint8 panel, uint8 seat, address evaluator);
+
     /// @notice A commitment of 0 is none.
     error EmptyCommitment();
 
@@ -195,7 +198,8 @@ interface IScoreBoard {
         bytes32 salt
     ) external;
 
-    /// @notice Takes the bond of a seat that showed no scores. Anyone may, once the panel is DONE.
+    /// @notice Takes the bond of a seat that showed no scores. Anyone may, once the panel is DONE; unless the evaluator
+    /// committed to none and may decline the seat, see INodeRegistry.
     function punishSeat(JobId job, uint32 round, uint8 panel, uint8 seat) external;
 
     /// @notice Takes the bond of a seat whose score of a contribution or data set is too far from the median: by more

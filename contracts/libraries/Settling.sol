@@ -34,19 +34,23 @@ library Settling {
     /// @param total the job's cumulative rewards up to and including this round, in wei
     function release(Job storage job, JobId id, uint32 position, uint128 total) internal returns (uint112 amount) {
         uint112 spent = job.spent;
-        uint256 most = uint256(spent) + job.terms.roundBudget;
+        uint112 held = job.held;
+        uint96 budget = job.terms.roundBudget;
+        // Never less than the budget, but where more was claimed than was settled.
+        uint256 most = uint256(spent) + (held < budget ? held : budget);
         if (total < spent || total > most) revert IJobRecord.TotalOutOfRange(id, total, spent, most);
         // Both at most the escrow, which has 112 bits.
         amount = uint112(total) - spent;
         job.settled = position + 1;
-        job.held -= amount;
+        job.held = held - amount;
         job.spent = uint112(total);
     }
 
     /// @notice Takes back what a round and those after it were handed; they may be settled again.
-    function retake(Job storage job, JobId id, uint32 round, uint112 previousTotal) internal {
+    /// @param amount what is left of it
+    function retake(Job storage job, JobId id, uint32 round, uint112 previousTotal, uint112 amount) internal {
         job.settled = find(job, id, round);
-        job.held += job.spent - previousTotal;
+        job.held += amount;
         job.spent = previousTotal;
         job.reopenedAt = uint40(block.timestamp);
     }
@@ -62,7 +66,9 @@ library Settling {
             uint256 time = block.timestamp > window ? block.timestamp - window : 0;
             first = job.published.firstAfter(first, count, time);
         }
-        return job.held - uint256(count - first) * terms.roundBudget;
+        uint256 reserved = uint256(count - first) * terms.roundBudget;
+        uint256 held = job.held;
+        return held < reserved ? 0 : held - reserved;
     }
 
     /// @notice The position of a round among the published ones.

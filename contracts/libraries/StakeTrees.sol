@@ -49,6 +49,7 @@ library StakeTrees {
         for (uint256 level = 0; level <= LEVELS; ++level) {
             Checkpoints.Trace208 storage node = tree.sums[level][index];
             // Below the token's supply, which has 90 bits.
+            // slither-disable-next-line unused-return
             node.push(key, node.latest() - before + weight);
             index /= ARITY;
         }
@@ -108,6 +109,7 @@ library StakeTrees {
             if (place > CAPACITY) revert StakeTreeFull(CAPACITY);
         }
         tree.placeOf[owner] = place;
+        // slither-disable-next-line unused-return
         tree.owners[place - 1].push(uint96(block.number), uint160(owner));
     }
 

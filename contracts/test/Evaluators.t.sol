@@ -17,6 +17,10 @@ contract StakeTreeHolder {
         tree.set(owner, weight);
     }
 
+    function fill() external {
+        tree.used = StakeTrees.CAPACITY;
+    }
+
     function totalAt(uint48 blockNumber) external view returns (uint256) {
         return tree.totalAt(blockNumber);
     }
@@ -92,6 +96,16 @@ contract StakeTreeTest {
         tree.set(owner(0), 5);
         vm.expectRevert(abi.encodeWithSelector(StakeTrees.PointOutOfRange.selector, 5, 5));
         tree.ownerAt(5, uint48(block.number));
+    }
+
+    function test_a_full_tree_takes_nobody_until_somebody_leaves() public {
+        tree.set(owner(0), 5);
+        tree.fill();
+        vm.expectRevert(abi.encodeWithSelector(StakeTrees.StakeTreeFull.selector, 8 ** 5));
+        tree.set(owner(1), 7);
+        tree.set(owner(0), 0);
+        tree.set(owner(1), 7);
+        vm.assertEq(tree.totalAt(uint48(block.number)), 7);
     }
 
     function test_places_fill_in_more_than_one_leaf_node() public {

@@ -255,6 +255,32 @@ contract InvariantsTest {
         }
     }
 
+    function invariant_claims_are_exactly_what_was_paid_out() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobId job = JobId.wrap(i);
+            uint256 claimed = 0;
+            for (uint160 n = 0; n < NODES; ++n) claimed += distributor.claimed(job, address(0x1000 + n), 0);
+            vm.assertEq(claimed + distributor.unclaimed(job), jobs.job(job).spent);
+        }
+    }
+
+    function invariant_a_running_job_waits_no_longer_than_a_window() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobState memory state = jobs.job(JobId.wrap(i));
+            if (state.phase >= Phase.Completed) vm.assertEq(uint256(state.deadline), 0);
+            else vm.assertLe(state.deadline, block.timestamp + state.terms.openWindow); // the longest of them
+        }
+    }
+
+    function invariant_rounds_only_come_to_an_end() public view {
+        for (uint64 i = 1; i <= JOBS; ++i) {
+            JobState memory state = jobs.job(JobId.wrap(i));
+            vm.assertLe(state.completed, state.terms.rounds);
+            vm.assertLe(state.completed, state.round);
+            vm.assertEq(state.completed == state.terms.rounds, state.phase == Phase.Completed);
+        }
+    }
+
     function invariant_stake_is_exactly_what_nodes_have() public view {
         uint256 stake = 0;
         for (uint160 i = 0; i < NODES; ++i) stake += registry.node(address(0x1000 + i)).stake;

@@ -264,6 +264,6 @@ contract JobRefusalsTest is Fixture {
         refuse(publisher, abi.encodeWithSelector(IJobRecord.NotDistributor.selector, publisher));
         jobs.release(job, 1, 1);
         refuse(publisher, abi.encodeWithSelector(IJobRecord.NotDistributor.selector, publisher));
-        jobs.retake(job, 1, 0);
+        jobs.retake(job, 1, 0, 0);
     }
 }

@@ -427,6 +427,40 @@ contract ReopenedTest is SettlementFixture {
         assertEscrow(job);
     }
 
+    /// @dev Rounds 1 and 2 gave the same money to one node each, and nobody objected in time.
+    function test_what_was_claimed_twice_saves_no_later_settlement() public {
+        play(3);
+        Leaf[] memory first = new Leaf[](2);
+        first[0] = Leaf(nodeAt(0), 0, 0, BUDGET, BUDGET);
+        settleAs(nodeAt(0), job, 1, first);
+        Leaf[] memory second = new Leaf[](2);
+        second[1] = Leaf(nodeAt(1), 0, 0, 2 * BUDGET, 2 * BUDGET);
+        settleAs(nodeAt(0), job, 2, second);
+        vm.warp(block.timestamp + 50);
+        Leaf[] memory third = new Leaf[](2);
+        third[1] = Leaf(nodeAt(1), 0, 0, 0, 3 * BUDGET);
+        settleAs(nodeAt(0), job, 3, third);
+        claimAt(job, 1, first, 0);
+        claimAt(job, 2, second, 1);
+        vm.assertEq(distributor.unclaimed(job), 0);
+
+        ProofStep[] memory proof = Trees.prove(third, 1);
+        ProofStep[] memory beforeProof = Trees.prove(second, 1);
+        Opening memory own = Opening(SCORE_ROOT, 0, nodeAt(0));
+        distributor.challengeCumulative(job, 3, own, 1, third[1], proof, second[1], beforeProof);
+        vm.assertTrue(stale(3));
+        vm.assertEq(registry.node(nodeAt(0)).stake, STAKE - BOND);
+        // Nothing of the escrow is left: not for the third round, not for the requester, and none is another job's.
+        vm.assertEq(token.balanceOf(address(distributor)), 0);
+        vm.assertEq(jobs.refundable(job), 0);
+        uint256 spent = 2 * uint256(BUDGET);
+        vm.expectRevert(abi.encodeWithSelector(IJobRecord.TotalOutOfRange.selector, job, spent + 1, spent, spent));
+        settleTotal(nodeAt(1), job, 3, spent + 1);
+        settleTotal(nodeAt(1), job, 3, spent);
+        vm.warp(block.timestamp + 1000);
+        vm.assertEq(jobs.refundable(job), 0);
+    }
+
     function test_a_settlement_is_final_no_earlier_than_the_one_before() public {
         play(3);
         settleAs(nodeAt(0), job, 1, leavesOf(2, 10 ether));

@@ -409,6 +409,57 @@ contract OffencesTest is ScoringFixture {
         }
     }
 
+    /// @dev Whoever creates a job that gives nobody time for its scores must not live on the bonds.
+    function test_nobody_is_punished_for_a_seat_it_takes_for_no_such_job() public {
+        mintAssets();
+        enlist(SEATS);
+        // 20 seconds and 8 VNX are what these terms have; the last one says so too late.
+        limit(evaluatorAt(0), 21, type(uint96).max);
+        vm.expectRevert(
+            abi.encodeWithSelector(INodeRegistry.SeatLimitOutOfRange.selector, 601, 600, type(uint96).max, STAKE)
+        );
+        limit(evaluatorAt(1), 601, type(uint96).max);
+        vm.expectRevert(
+            abi.encodeWithSelector(INodeRegistry.SeatLimitOutOfRange.selector, 600, 600, STAKE - 1, STAKE)
+        );
+        limit(evaluatorAt(1), 600, STAKE - 1);
+        limit(evaluatorAt(1), 20, STAKE);
+        (JobId job, ) = toScore(scoredTerms());
+        limit(evaluatorAt(2), 600, STAKE);
+        board.draw(job, 1, 0);
+        vm.warp(block.timestamp + 20);
+        for (uint8 seat = 0; seat < SEATS; ++seat) {
+            address own = board.seat(job, 1, 0, seat).evaluator;
+            bool declined = own == evaluatorAt(0);
+            uint256 before = stake(own);
+            if (declined) vm.expectRevert(abi.encodeWithSelector(IScoreBoard.SeatDeclined.selector, job, 1, 0, seat, own));
+            board.punishSeat(job, 1, 0, seat);
+            vm.assertEq(stake(own), declined ? before : before - BOND);
+        }
+    }
+
+    function test_whoever_commits_has_taken_its_seat() public {
+        (JobId job, ) = toScore();
+        vm.roll(block.number + 300);
+        for (uint256 i = 0; i < SEATS; ++i) limit(evaluatorAt(i), 600, STAKE);
+        // The seal's hash is gone: drawn from here, and so with these limits.
+        board.draw(job, 1, 0);
+        vm.roll(block.number + 1);
+        board.draw(job, 1, 0);
+        address own = commitScoresAs(job, 1, 0, 1, goodScores()[1]);
+        vm.warp(block.timestamp + 40);
+        vm.expectPartialRevert(IScoreBoard.SeatDeclined.selector);
+        board.punishSeat(job, 1, 0, 0);
+        uint256 before = stake(own);
+        board.punishSeat(job, 1, 0, 1);
+        vm.assertEq(stake(own), before - BOND);
+    }
+
+    function limit(address evaluator, uint32 leastWindow, uint96 mostBond) private {
+        vm.prank(evaluator);
+        registry.limitSeats(leastWindow, mostBond);
+    }
+
     function test_nobody_is_punished_for_a_panel_never_drawn() public {
         (JobId job, ) = toScore();
         vm.warp(block.timestamp + 40);

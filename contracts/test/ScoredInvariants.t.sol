@@ -367,6 +367,24 @@ contract ScoredInvariantsTest {
         vm.assertLe(state.spent, uint256(state.completed) * state.terms.roundBudget);
     }
 
+    function invariant_claims_are_exactly_what_was_paid_out() public view {
+        uint256 claimed = 0;
+        for (uint32 index = 0; index < jobs.payeeCount(job); ++index) {
+            Payee memory own = jobs.payee(job, index);
+            claimed += distributor.claimed(job, own.account, own.asset);
+        }
+        vm.assertEq(claimed + distributor.unclaimed(job), jobs.job(job).spent);
+    }
+
+    function invariant_evaluators_weigh_what_they_stake() public view {
+        uint256 weight = 0;
+        for (uint160 i = 0; i < 7; ++i) {
+            address node = i < 3 ? address(0x1000 + i) : address(0xe000 + i - 3);
+            if (registry.isEvaluator(node)) weight += registry.stakeOf(node);
+        }
+        vm.assertEq(registry.evaluatorWeightAt(uint48(block.number)), weight);
+    }
+
     function invariant_stake_is_exact() public view {
         uint256 stake = 0;
         for (uint160 i = 0; i < 3; ++i) stake += registry.node(address(0x1000 + i)).stake;

@@ -30,7 +30,7 @@ struct Job {
     // Slot 1
     address requester;
     uint32 draw;
-    uint48 sealBlock; // in which COMMIT of the round closed
+    uint48 sealBlock; // in which AGGREGATE of the round opened
     // Slot 2
     Cid model;
     // Slot 3: of the escrow, what no round has earned yet and what rounds earned; the rest was refunded.

@@ -93,7 +93,7 @@ struct JobState {
 struct Publication {
     uint40 publishedAt;
     uint32 round;
-    /// The block in which COMMIT closed, in a lap the block of its end: evaluators are drawn from it.
+    /// The block in which the last contribution was in: evaluators and audits are drawn from it.
     uint48 sealBlock;
     uint32 contributions;
     /// The publisher's place among the contributions.
@@ -121,4 +121,11 @@ struct BootNode {
     address node;
     bytes32 peerKey;
     string[] addrs;
+}
+
+/// @notice Which seats an evaluator takes. One storage slot.
+struct SeatLimits {
+    uint32 leastWindow;
+    uint96 mostBond;
+    uint48 since; // the block in which it said so, 0 if never
 }
