@@ -128,6 +128,7 @@ class ScoredRound:
         self.job = self.requester.create_job(terms)
         self.nodes[0].join(self.job, datasets=[self.asset])
         self.nodes[1].join(self.job)
+        self.read()
 
     def train(self, forged: bytes = b"") -> None:
         """Both deliver, and the one whose turn it is publishes what the pieces give, or what is forged."""
@@ -144,13 +145,13 @@ class ScoredRound:
         for node, contribution in made:
             node.reveal(contribution, node.address.encode()[-32:])
         self.read()
-        model, _ = trio.run(self._measured)
+        model, _ = self.measured()
         turns(self.nodes, self.job)[0][1].publish_model(self.job, 1, self.put(forged) if forged else model)
         self.read()
 
     def judge(self, off: dict[int, int] | None = None) -> None:
         """Both evaluators measure, and bind themselves to it. `off`: what a seat adds to the first score."""
-        _, worths = trio.run(self._measured)
+        _, worths = self.measured()
         for number, seat in enumerate(self.requester.seats(self.job, 1)):
             scores = [worths[0] + (off or {}).get(number, 0), *worths[1:], DATA_WORTH, 1]
             self.vectors[number] = vectors.encode(scores)
@@ -168,10 +169,10 @@ class ScoredRound:
             self.requester.punish_seat(self.job, 1, 0, 1 - seats[0])
         self.read()
 
-    def evidence(self) -> Evidence:
+    def evidence(self, whys: dict[int, str] | None = None) -> Evidence:
         """What has to be settled."""
         facts = self.rows.round_facts(self.job, 1)
-        return Evidence.of(facts, (), validation=self.spec.validation, method="shapley")
+        return Evidence.of(facts, (), validation=self.spec.validation, method="shapley", whys=whys)
 
     def settle(self, evidence: Evidence, *, publish: bool = True, **changes: object) -> Settlement:
         """By the first trainer. `changes` are to what goes on chain; not published, nobody can fetch it."""
@@ -231,8 +232,11 @@ class ScoredRound:
         )
         return (await self.trainer.train(assignment)).delta
 
-    async def _measured(self) -> tuple[Cid, tuple[int, ...]]:
+    def measured(self) -> tuple[Cid, tuple[int, ...]]:
         """The model of the pieces, kept, and what each is worth: as an evaluator finds it."""
+        return trio.run(self._measured)
+
+    async def _measured(self) -> tuple[Cid, tuple[int, ...]]:
         verifier = await open_verifier(self.job, self.rows, self.files, self.trainer, lambda check: None)
         rows = self.rows.revealed(self.job, 1)
         data = tuple([await self._get(Cid.parse(row.cid)) for row in rows])

@@ -189,6 +189,31 @@ def test_a_paid_round_on_a_real_chain(
         done = command("verify", f"{played.job}.1")
         assert done.exit_code == 0, done.output
         assert [check["check"] for check in json.loads(done.stdout)["data"]["checks"]] == ALL
+        explains(played, command)
+
+
+def explains(played: ScoredRound, command: Callable[..., Result]) -> None:
+    """Each kind of payment, to people and to programs."""
+    done = command("explain", f"{played.job}.1.0")
+    told = json.loads(done.stdout)["data"]
+    assert (told["claim_tx"][:2], told["reason"], len(told["judgements"])) == ("0x", "", 2)
+    assert told["formula"] in done.stderr
+    assert "the median of 2 by stake" in done.stderr
+    assert all(judge.address in done.stderr for judge in played.judges)
+
+    done = command("explain", played.judges[0].address)
+    (seat,) = json.loads(done.stdout)["data"]["evaluations"]
+    assert (seat["reward_wei"], seat["claim_tx"][:2]) == (str(5 * 10**18 // 2), "0x")
+    assert f"{5 * 10**18} wei * 1 // 2" in done.stderr
+
+    done = command("explain", played.owner.address)
+    lent = json.loads(done.stdout)["data"]["assets"][0]
+    assert (lent["asset"], lent["kind"], lent["reward_wei"]) == (
+        str(played.asset),
+        "dataset",
+        str(20 * 10**18),
+    )
+    assert "20 VNX" in done.stderr
 
 
 def test_a_tampered_settlement_on_a_real_chain(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +15,7 @@ from dfl_node.cli.output import Result, command_output, fields, known_error, not
 from dfl_node.datadir import ledger_path
 
 if TYPE_CHECKING:
-    from dfl_ledger.audit import Explanation, Place
+    from dfl_ledger.audit import Place
     from dfl_ledger.query import LedgerRows
     from dfl_ledger.rows import IndexState
     from dfl_node.verifying import Check
@@ -120,76 +119,28 @@ def show(contribution_id: str, datadir: Path) -> Result:
     type=click.IntRange(1, 1_000_000),
     default=MOST_EXPLAINED,
     show_default=True,
-    help="Of an address: the newest so many.",
+    help="Of an address: the newest so many of each.",
 )
 @datadir_option
 @command_output
 def explain(target: str, limit: int, datadir: Path) -> Result:
     """Explain what a contribution (JOB.ROUND.INDEX), or all of an address, was paid, or why not.
 
-    Needs no running node.
+    Of an address: its contributions, the rounds that it judged, and its assets. Needs no running node.
     """
-    from dfl_ledger import audit
+    from dfl_ledger.explain import Explainer
     from dfl_ledger.query import open_ledger
+    from dfl_node.cli import explaining
     from dfl_node.identity import checksum_address
 
     with open_ledger(ledger_path(datadir)) as rows:
-        if not target.startswith("0x"):
-            found = rows.contribution(target)
-            if found is None:
-                raise _unknown(target)
-            told = audit.explain(rows, found, time.time())
-            return Result(told.to_json(), fields(_explained(told)))
-        account = checksum_address(target)
-        wanted = rows.contributions(node=account, limit=limit)
-        explained = [audit.explain(rows, c, time.time()) for c in wanted]
-        earned = rows.earnings(account)
-    data = {"earnings": earned.to_json(), "contributions": [e.to_json() for e in explained]}
-    headers = ("ID", "SCORE", "SHARE", "REWARD", "CLAIMED IN", "WHY UNPAID")
-    lines = [
-        (
-            e.contribution.id,
-            _score(e.contribution.score),
-            _share(e),
-            _paid(e.reward_wei),
-            e.claim_tx,
-            e.reason or None,
-        )
-        for e in explained
-    ]
-    summary = {
-        "account": earned.account,
-        "earned": vnx(earned.earned_wei),
-        "claimed": vnx(earned.claimed_wei),
-        "to claim": vnx(sum(c.amount_wei for c in earned.claimable)),
-    }
-    return Result(data, f"{fields(dict(summary))}\n\n{table(headers, lines)}")
-
-
-def _explained(e: Explanation) -> dict[str, object]:
-    c = e.contribution
-    return {
-        "contribution": c.id,
-        "node": c.node,
-        "what": f"{c.kind} of {c.samples} samples",
-        "cid": c.cid,
-        "transaction": c.tx,
-        "score": _score(c.score),
-        "scored by": ", ".join(e.evaluators) or e.settler,
-        "evidence": e.evidence,
-        "weight": None if e.weight is None else f"{e.weight} of {e.total_weight}",
-        "formula": e.formula,
-        "share": _share(e),
-        "reward": _paid(e.reward_wei),
-        "settled in": e.settlement_tx,
-        "claimed in": e.claim_tx,
-        "claimable at": _time(e.claimable_at),
-        "unpaid": e.reason or None,
-    }
-
-
-def _share(e: Explanation) -> str | None:
-    return None if e.share is None else f"{e.share:.2%} of {vnx(e.round_budget_wei)}"
+        explainer = Explainer(rows, time.time())
+        if target.startswith("0x"):
+            return explaining.of_account(rows, explainer, checksum_address(target), limit)
+        found = rows.contribution(target)
+        if found is None:
+            raise _unknown(target)
+        return explaining.of_contribution(explainer.contribution(found))
 
 
 @ledger.command()
@@ -342,12 +293,10 @@ def _unknown(contribution_id: str) -> UsageError:
 
 def _lag(index: IndexState) -> str:
     behind = f"{index.behind_blocks} blocks and {index.behind_s} s" if index.behind_blocks else "not"
-    seen = _time(index.indexed_time) if index.indexed_time else "never"
+    from dfl_node.cli.explaining import time_of
+
+    seen = time_of(index.indexed_time) if index.indexed_time else "never"
     return f"indexed to block {index.indexed_block} of {seen}, {behind} behind the head it saw last"
-
-
-def _time(second: int | None) -> str | None:
-    return None if second is None else datetime.fromtimestamp(second, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _paid(wei: int | None) -> str | None:
