@@ -227,11 +227,16 @@ class Explainer:
         )
 
     # -- of an address --------------------------------------------------------------------------------
-    def evaluations(self, evaluator: str, limit: int) -> tuple[Evaluation, ...]:
-        """Its newest seats, in the order of their rounds."""
-        return tuple(self.evaluation(*place) for place in self._rows.seats_of(evaluator)[-limit:])
+    def evaluations(
+        self, evaluator: str | None, limit: int | None, job: int | None = None
+    ) -> tuple[Evaluation, ...]:
+        """The newest seats of an evaluator (None: of all), in the order of their rounds."""
+        places = self._rows.seats_of(evaluator, job)
+        return tuple(self.evaluation(*place) for place in places[-(limit or len(places)) :])
 
-    def assets(self, owner: str | None, limit: int, job: int | None = None) -> tuple[AssetEarning, ...]:
+    def assets(
+        self, owner: str | None, limit: int | None, job: int | None = None
+    ) -> tuple[AssetEarning, ...]:
         """What the assets of an owner (None: of all) brought in the newest rounds that pay for them."""
         owned = {asset.asset: asset for asset in self._rows.assets(owner)}
         places = []
@@ -239,7 +244,7 @@ class Explainer:
             paid = [owned[p.asset] for p in self._rows.payees(row.job) if p.asset in owned]
             if paid and job in (None, row.job):
                 places += [(row.job, r.round, asset) for r in self._job(row.job).row.rounds for asset in paid]
-        return tuple(self.asset(*place) for place in places[-limit:])
+        return tuple(self.asset(*place) for place in places[-(limit or len(places)) :])
 
     # -- what all have in common ----------------------------------------------------------------------
     def _money(

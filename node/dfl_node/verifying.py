@@ -109,13 +109,18 @@ class Verifier:
         if stated is None:  # what was settled is right, but why a piece was refused stands there alone
             assert gone is not None  # noqa: S101
             raise gone
-        self._require(
-            not settled.leaves or settled.leaves == stated.leaves,
-            settled.round,
-            "ledger",
-            "the ledger of this node has other lines",
-        )
+        await self._check_rows(settled, stated)
         return stated
+
+    async def _check_rows(self, settled: SettlementRow, stated: Evidence) -> None:
+        """This node's ledger says the same to whoever asks it."""
+        for row, entry in zip(
+            await _in_thread(self.rows.revealed, self.job, settled.round), stated.entries, strict=True
+        ):
+            same = row.accepted is None or (row.accepted, row.why) == (entry.accepted, entry.why)
+            self._require(same, settled.round, "ledger", f"this node's ledger judges {row.id} otherwise")
+        same = not settled.leaves or settled.leaves == stated.leaves
+        self._require(same, settled.round, "ledger", "this node's ledger has other lines")
 
     async def _evidence(self, settled: SettlementRow) -> tuple[Evidence | None, BlobNotFound | None]:
         """None if it is not to be had, and why: whoever settled wrongly may well keep it to itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
@@ -214,6 +215,18 @@ def explains(played: ScoredRound, command: Callable[..., Result]) -> None:
         str(20 * 10**18),
     )
     assert "20 VNX" in done.stderr
+
+    out = played.datadir / "rows.csv"
+    assert json.loads(command("export", "--csv", str(out)).stdout)["data"]["rows"] == 2 + 2 + 2
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    # the second round has opened, and nobody has earned anything in it
+    assert [row["kind"] for row in rows] == [*["update"] * 2, *["evaluation"] * 2, *["dataset"] * 2]
+    due = sum(int(row["reward_wei"] or 0) for row in rows)
+    assert due == sum(leaf.reward_wei for leaf in played.rows.leaves(played.job, 1))
+    assert (rows[4]["asset"], rows[4]["node"]) == (str(played.asset), played.owner.address)
+    only = command("export", "--csv", "-", "--kind", "dataset", "--round", "1")
+    assert json.loads(only.stdout)["data"]["rows"] == 1
 
 
 def test_a_tampered_settlement_on_a_real_chain(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from dfl_ledger.audit import Place
     from dfl_ledger.query import LedgerRows
     from dfl_ledger.rows import IndexState
+    from dfl_node.csv_export import Line
     from dfl_node.verifying import Check
 
 MOST_EXPLAINED = 20  # of an address's contributions, unless more are asked for
+KINDS = ("update", "hop", "stage", "feed")  # of contributions
+ASSET_KINDS = ("dataset", "model", "algorithm")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -30,11 +33,12 @@ def ledger() -> None:
     """See what was contributed and paid, and claim rewards."""
 
 
+def _kind_option(*kinds: str) -> Callable[[F], F]:
+    return click.option("--kind", type=click.Choice(kinds), help="Only of this kind.")
+
+
 def _filters(command: F) -> F:
     for option in (
-        click.option(
-            "--kind", type=click.Choice(["update", "hop", "stage", "feed"]), help="Only of this kind."
-        ),
         click.option("--round", "round_", type=click.IntRange(min=0), help="Only this round's."),
         click.option("--job", "job_id", type=click.IntRange(min=0), help="Only this job's."),
         click.option("--node", "who", metavar="ADDRESS", help="Only this node's."),
@@ -45,6 +49,7 @@ def _filters(command: F) -> F:
 
 @ledger.command()
 @_filters
+@_kind_option(*KINDS)
 @click.option(
     "--limit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="The newest so many."
 )
@@ -104,7 +109,9 @@ def show(contribution_id: str, datadir: Path) -> Result:
         "samples": found.samples,
         "score": _score(found.score),
         "reward": _paid(found.reward_wei),
-        "accepted": {None: "not settled yet", True: "yes", False: f"no: {found.why}"}[found.accepted],
+        "accepted": {None: "not settled yet", True: "yes", False: f"no: {found.why or 'by its evaluators'}"}[
+            found.accepted
+        ],
         "transaction": found.tx,
         "settled in": settlement["tx"] if settlement else None,
         "evidence": settlement["evidence"] if settlement else None,
@@ -149,7 +156,7 @@ def explain(target: str, limit: int, datadir: Path) -> Result:
 @timeout_option(600.0)
 @command_output
 def verify(target: str, datadir: Path, timeout_s: float) -> Result:
-    """Recompute what was paid: fetch the files, make model, scores, split and sum tree again, compare.
+    """Recompute what was paid, and compare: medians, both trees, rewards, the model, every score, payouts.
 
     TARGET is a job (1), a round (1.3), a contribution (1.3.0) or the transaction of a settlement, claim or
     contribution. Files come through the running node, or from its disk when none runs. Exits 6 with the first
@@ -240,6 +247,7 @@ async def _verify(
 )
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @_filters
+@_kind_option(*KINDS, "evaluation", *ASSET_KINDS)
 @datadir_option
 @command_output
 def export(
@@ -251,18 +259,43 @@ def export(
     kind: str | None,
     datadir: Path,
 ) -> Result:
-    """Write contributions with their money to a file for spreadsheets (RFC 4180). Needs no running node."""
+    """Write what was earned to a file for spreadsheets (RFC 4180). Needs no running node.
+
+    One line for each contribution, each seat of a round's panel, and each asset in each round that pays for
+    it.
+    """
     from dfl_ledger.query import open_ledger
     from dfl_node import csv_export
     from dfl_node.identity import checksum_address
 
     node = None if who is None else checksum_address(who)
     with open_ledger(ledger_path(datadir)) as rows:
-        found = rows.contributions(node=node, job=job_id, round_=round_, kind=kind, limit=None)
+        found = list(_lines(rows, node, job_id, round_, kind))
     if str(path) == "-":
         return Result({"rows": len(found), "csv": csv_export.text(found)}, csv_export.text(found).rstrip())
     csv_export.write(path, found, overwrite=force)
     return Result({"rows": len(found), "file": str(path)}, f"{len(found)} rows in {path}")
+
+
+def _lines(
+    rows: LedgerRows, node: str | None, job: int | None, round_: int | None, kind: str | None
+) -> Iterator[Line]:
+    """Contributions, then evaluators' seats, then assets, each in the order of their rounds."""
+    from dfl_ledger.explain import Explainer
+    from dfl_node import csv_export
+
+    if kind in (None, *KINDS):
+        for found in rows.contributions(node=node, job=job, round_=round_, kind=kind, limit=None):
+            yield csv_export.of_contribution(found)
+    explainer = Explainer(rows, time.time())
+    if kind in (None, "evaluation"):
+        for seat in explainer.evaluations(node, None, job):
+            if round_ in (None, seat.round) and seat.panel == 0:  # a juror of an appeal earns nothing
+                yield csv_export.of_evaluation(seat)
+    if kind in (None, *ASSET_KINDS):
+        for asset in explainer.assets(node, None, job):
+            if round_ in (None, asset.round) and kind in (None, asset.kind):
+                yield csv_export.of_asset(asset)
 
 
 @ledger.command()
