@@ -8,7 +8,7 @@ from functools import cached_property
 
 from dfl_ledger import vectors
 from dfl_ledger.median import Vote, weighted_median
-from dfl_ledger.records import NOBODY, Address, Cid, JobId, JobTerms, Payee
+from dfl_ledger.records import NOBODY, Address, Cid, JobId, JobTerms, Payee, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,4 +113,12 @@ class RoundFacts:
             Vote(scores[subject], seat, self.ballots[seat].weight)
             for seat, scores in self.scores.items()
             if self.ballots[seat].evaluator != excluded
+        )
+
+    def words(self, subject: int, excluded: Address = NOBODY) -> tuple[Word, ...]:
+        """What shows the contract the same median: a word of each vector in it, in rising order of seat."""
+        return tuple(
+            vectors.word_of(seat, ballot.vector, subject)
+            for seat, ballot in enumerate(self.ballots)
+            if ballot.vector is not None and ballot.evaluator != excluded
         )

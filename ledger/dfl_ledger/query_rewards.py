@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from dfl_ledger import round_facts
+from dfl_ledger import rewards, round_facts
+from dfl_ledger.errors import VerificationFailed
 from dfl_ledger.facts import RoundFacts
+from dfl_ledger.merkle import RewardTree
 from dfl_ledger.records import (
     Address,
     AssetKind,
@@ -18,9 +20,12 @@ from dfl_ledger.records import (
     Fault,
     JobId,
     JobTerms,
+    Leaf,
     Opening,
     Payee,
+    Phase,
 )
+from dfl_ledger.rows import SETTLEMENT_COLUMNS, SettlementRow, read_settlement
 from dfl_ledger.rows_rewards import (
     AssetRow,
     AuditRow,
@@ -111,6 +116,14 @@ class RewardRows(ABC):
         subjects, drawn_block, tx = row
         return PanelRow(JobId(job), round_, panel, subjects, drawn_block, tx, tuple(map(_seat, seats)))
 
+    def judged_rounds(self, job: int) -> tuple[int, ...]:
+        """Rounds whose panel was drawn, oldest first."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT round FROM panels WHERE job = ? AND panel = 0 ORDER BY round", (job,)
+            ).fetchall()
+        return tuple(round_ for (round_,) in rows)
+
     def seats_of(
         self, evaluator: str | None, job: int | None = None
     ) -> tuple[tuple[JobId, int, int, int], ...]:
@@ -161,7 +174,61 @@ class RewardRows(ABC):
             for own, reporter, slashed, reward, tx, block in rows
         )
 
+    def withheld(self, job: int) -> tuple[tuple[int, Address], ...]:
+        """(round, node) of every commitment that was not revealed while it could be, and not punished yet."""
+        with self.reading() as db:
+            rows = db.execute(
+                _SELECT_WITHHELD, {"job": job, "reveal": int(Phase.REVEAL), "over": int(Phase.AGGREGATE)}
+            ).fetchall()
+        return tuple((round_, Address(node)) for round_, node in rows)
+
     # -- settlements ----------------------------------------------------------------------------------
+    def settlement(self, job: int, round_: int) -> SettlementRow | None:
+        """A settlement without its lines; None once it is overturned."""
+        with self.reading() as db:
+            row = db.execute(f"{_SELECT_SETTLEMENTS} WHERE job = ? AND round = ?", (job, round_)).fetchone()
+        return None if row is None else read_settlement(row, ())
+
+    def open_settlements(self, job: int, now: int) -> tuple[SettlementRow, ...]:
+        """Those that can be overturned at `now` (Unix seconds of the chain), oldest first, without lines."""
+        with self.reading() as db:
+            rows = db.execute(
+                f"{_SELECT_SETTLEMENTS} WHERE job = ? AND claimable_at > ? ORDER BY round", (job, now)
+            ).fetchall()
+        return tuple(read_settlement(row, ()) for row in rows)
+
+    def lines(self, job: int, round_: int) -> tuple[Leaf, ...]:
+        """What the round's settlement has to say: from the chain alone, whatever was settled.
+
+        Raises UsageError for a round without a model, VerificationFailed if a settlement before it is wrong.
+        """
+        return rewards.leaves(self.round_facts(job, round_), self.lines_before(job, round_))
+
+    def lines_before(self, job: int, round_: int) -> tuple[Leaf, ...]:
+        """The lines of the last settlement before the round's; none if there is none.
+
+        They are worked out where its evidence is not here. Raises as `lines` does.
+        """
+        with self.reading() as db:
+            row = db.execute(
+                f"{_SELECT_SETTLEMENTS} WHERE job = ? AND round < ? ORDER BY round DESC LIMIT 1",
+                (job, round_),
+            ).fetchone()
+            if row is None:
+                return ()
+            last = read_settlement(row, ())
+            known = round_facts.leaves(db, job, last.round)
+        if known:
+            return known
+        found = self.lines(job, last.round)
+        if RewardTree(found).root != last.root:
+            raise VerificationFailed(
+                f"the settlement of job {job} round {last.round} is wrong",
+                why="its root is not that of the lines that follow from the chain",
+                help_command=f"dfl-node ledger verify {job}.{last.round}",
+            )
+        return found
+
     def opening(self, job: int, round_: int) -> Opening | None:
         """What a challenge of the round's settlement has to show."""
         with self.reading() as db:
@@ -199,6 +266,25 @@ class RewardRows(ABC):
                 (owner, owner),
             ).fetchall()
         return tuple(map(_asset, rows))
+
+
+_SELECT_SETTLEMENTS = f"SELECT {SETTLEMENT_COLUMNS} FROM settlements"  # noqa: S608
+# Nobody could reveal in a round that ended in COMMIT.
+_SELECT_WITHHELD = """
+WITH told (round, node, name) AS (
+    SELECT json_extract(args, '$.round'), json_extract(args, '$.node'), name FROM events
+    WHERE job = :job AND name IN ('ContributionCommitted', 'ContributionRevealed', 'RevealWithheld')
+), revealing (round) AS (
+    SELECT json_extract(args, '$.round') FROM events
+    WHERE job = :job AND name = 'PhaseChanged' AND json_extract(args, '$.phase') = :reveal
+)
+SELECT c.round, c.node FROM told c JOIN jobs j ON j.job = :job
+WHERE c.name = 'ContributionCommitted' AND c.round IN (SELECT round FROM revealing)
+AND (c.round < j.round OR j.phase >= :over)
+AND NOT EXISTS (
+    SELECT 1 FROM told o WHERE o.round = c.round AND o.node = c.node AND o.name <> 'ContributionCommitted'
+) ORDER BY c.round, c.node
+"""
 
 
 def _seat(row: tuple[Any, ...]) -> SeatRow:

@@ -31,6 +31,7 @@ class Role(Enum):
 
     TRAIN = "train"  # joins jobs it has data for
     REQUEST = "request"  # submits jobs
+    EVALUATE = "evaluate"  # judges rounds, with its stake behind what it says
     RELAY = "relay"  # carries connections of nodes behind a NAT
     BOOT = "boot"  # is listed in the registry as a way in
 
@@ -44,7 +45,7 @@ class NodeConfig:
     deployment: Path | None = None  # None: the one shipped or written for the chain id
     listen: tuple[str, ...] = (LOOPBACK,)
     bootnodes: tuple[str, ...] = ()  # multiaddrs, each ending in /p2p/<peer id>
-    roles: frozenset[Role] = frozenset((Role.TRAIN, Role.REQUEST))
+    roles: frozenset[Role] = frozenset((Role.TRAIN, Role.REQUEST, Role.EVALUATE))
     http_port: int = 0  # 0: any free one
     ipfs: str | None = None  # multiaddr of a Kubo RPC; None: the embedded store
     data: Mapping[str, DataConfig] = field(default_factory=dict)  # application -> the rows held here

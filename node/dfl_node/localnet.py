@@ -106,7 +106,7 @@ class LocalNet:
     def add_node(
         self,
         *options: str,
-        roles: str = "train,request",
+        roles: str = "train,request,evaluate",
         knows_another: bool = True,
         place: Place = Place(),
     ) -> LocalNode:

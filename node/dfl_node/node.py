@@ -90,6 +90,8 @@ class Node:
         staked = known.stake_wei if known is not None else 0
         missing = max(0, (config.stake_wei or 0) - staked)
         if known is not None and not missing and (known.peer_key, known.boot_addrs) == (key, boot):
+            if not known.unbond_at:
+                self._enter_panels(staked)
             return
         if missing > self.ledger.balance_wei(me):
             raise InsufficientFunds(
@@ -99,6 +101,26 @@ class Node:
             )
         self.ledger.register(key, missing, boot)
         log.info("registered", stake_wei=str(staked + missing), boot=bool(boot))
+        self._enter_panels(staked + missing)
+
+    def _enter_panels(self, stake_wei: int) -> None:
+        """Be drawn to judge rounds, or not any longer: whoever is drawn and stays silent loses a bond."""
+        ledger, me = self.ledger, self.ledger.address
+        listed, willing = ledger.is_evaluator(me), Role.EVALUATE in self.config.roles
+        least_wei = ledger.min_evaluator_stake_wei()
+        if willing and not listed and stake_wei >= max(least_wei, 1):
+            ledger.enlist()
+            log.info("enlisted as an evaluator", stake_wei=str(stake_wei))
+        elif willing and not listed:
+            log.info(
+                "too little stake to judge rounds",
+                staked_wei=str(stake_wei),
+                required_wei=str(least_wei),
+                help="dfl-node start --stake VNX …",
+            )
+        elif listed and not willing:
+            ledger.delist()
+            log.info("no evaluator any longer")
 
     # -- the chain ------------------------------------------------------------------------------------
     async def follow_chain(self) -> None:
@@ -204,12 +226,16 @@ class Node:
         return True
 
     def _is_owed(self, state: JobState) -> bool:
-        """An ended job still concerns us: escrow to take back, or a round of ours to settle."""
+        """An ended job still concerns us: escrow to take back, a round of ours to judge or settle, or a
+        settlement that may still be overturned.
+        """
         me, rows = self.ledger.address, self.parts.rows
         budget_wei = state.terms.rounds * state.terms.round_budget_wei
         if state.requester == me and state.spent_wei + state.refunded_wei < budget_wei:
             return True
-        return bool(rows.unsettled_rounds(state.job) and rows.contributions(node=me, job=state.job, limit=1))
+        if self.ledger.final_at(state.job) > self.ledger.now():
+            return True
+        return bool(rows.unsettled_rounds(state.job))
 
     async def _meet(self, job: JobId) -> None:
         """Say that we take part, and find the others who do, ever less often."""

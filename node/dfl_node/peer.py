@@ -75,7 +75,7 @@ async def run(config: NodeConfig, account: LocalAccount) -> None:
             nursery.start_soon(_remember_peers, config.datadir, operator)
             if config.auto_claim:
                 nursery.start_soon(_claim_forever, operator)
-            if node.parts.trains:
+            if node.parts.trains or Role.EVALUATE in config.roles:
                 nursery.start_soon(node.trainer.warm)
             nursery.start_soon(node.evidence.run)
             await node.resume_jobs()

@@ -42,7 +42,12 @@ _READY_LOOK_S = 0.1
 @click.option(
     "--deployment", type=file_type(), help="The contracts' addresses.  [default: deployments/<chainId>.json]"
 )
-@click.option("--roles", default="train,request", show_default=True, help="Of train, request, relay, boot.")
+@click.option(
+    "--roles",
+    default="train,request,evaluate",
+    show_default=True,
+    help="Of train, request, evaluate, relay, boot.",
+)
 @click.option(
     "--http-port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0: any free one."
 )

@@ -27,6 +27,7 @@ from dfl_node.modes.judging import Judge
 from dfl_node.modes.measuring import Measurer
 from dfl_node.modes.meter import RoundMeter
 from dfl_node.modes.mode import job_seed
+from dfl_node.modes.reporting import Reporter
 from dfl_node.modes.settlement import Settler
 from dfl_node.parts import Parts
 from dfl_node.rounds import judging, machine
@@ -54,6 +55,10 @@ RACES = frozenset(
         "AlreadyDone",
         "StillScoring",
         "ShardNotDue",
+        "AlreadyJudged",
+        "NothingWithheld",
+        "NotSettled",
+        "NotActive",
     }
 )
 
@@ -82,6 +87,7 @@ class JobPart:
         self._settler = Settler(job, spec, parts, self._mode)
         self._judge = Judge(job, spec, parts, self._mode, clock)
         self._challenger = Challenger(job, parts)
+        self._reporter = Reporter(job, parts)
         self._meter = RoundMeter(job, parts, bytes_sent, clock)
         me = parts.ledger.address
         willing = parts.share_rows or spec.mode is not Mode.PIPELINE
@@ -179,10 +185,13 @@ class JobPart:
             return False
         if not self._rows_ended:  # a round that we published may be among those still missing there
             return False
-        owed_to_us = chain.job.requester == self._state.me and (chain.refundable_wei or chain.unsettled)
+        job = chain.job
+        escrow_wei = job.terms.rounds * job.terms.round_budget_wei
+        owed_to_us = job.requester == self._state.me and job.spent_wei + job.refunded_wei < escrow_wei
         ours_to_settle = any(u.settle_until > self._clock() for u in chain.unsettled)
         ours_to_judge = judging.pending(chain, self._clock())
-        return not (owed_to_us or ours_to_settle or ours_to_judge or self._challenger.watching)
+        watched = chain.final_at > self._clock() or chain.charges
+        return not (owed_to_us or ours_to_settle or ours_to_judge or watched)
 
     async def _next_event(self) -> rounds.Event:
         wake = machine.wake_at(self._state, self._clock())
@@ -222,7 +231,7 @@ class JobPart:
         unsettled = self._settler.unsettled(job)
         self._meter.see(job)
         self._rows_ended = job.phase.terminal and self.job not in self._parts.rows.open_jobs()
-        self._challenger.look(ledger.now())
+        wrong, final_at = self._challenger.look(ledger.now())
         refundable = ledger.refundable_wei(self.job) if job.phase.terminal and job.requester == me else 0
         return ChainMoved(
             job,
@@ -231,6 +240,9 @@ class JobPart:
             refundable,
             self._history(job, me),
             seats=self._judge.seats(),
+            wrong=wrong,
+            final_at=final_at,
+            charges=self._reporter.charges(job, self._clock()),
         )
 
     def _history(self, job: JobState, me: Address) -> History | None:
@@ -325,6 +337,10 @@ class JobPart:
                 raise NotImplementedError(position)
             case rounds.Settle(round_):
                 await self._settler.settle(round_)
+            case rounds.Challenge(round_):
+                await self._challenger.challenge(round_)
+            case rounds.Report(offence):
+                await in_thread(self._reporter.report, offence)
             case rounds.Refund():
                 await in_thread(ledger.refund, self.job)
                 log.info("refunded", job=self.job)

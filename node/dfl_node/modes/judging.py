@@ -3,22 +3,32 @@
 It makes the model again, measures each piece, and is bound to what it found before anybody shows theirs.
 
 The vector that comes of it is the same on every honest node: the pieces are named by CIDs on chain, the
-validation rows by the spec, and the arithmetic is fixed. What cannot be had, though other evaluators were asked
-for it too, is refused; so is what is no valid piece.
+validation rows by the spec, and the arithmetic is fixed. What cannot be had, though other evaluators were
+asked for it too, is refused; so is what is no valid piece.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import structlog
 import trio
 
 from dfl_ledger import vectors
-from dfl_ledger.errors import ChainUnreachable, PeerUnreachable, UsageError
-from dfl_ledger.records import REFUSED, Address, Cid, JobId, PanelPhase, PanelState
+from dfl_ledger.errors import (
+    BlobNotFound,
+    ChainUnreachable,
+    DflError,
+    PeerUnreachable,
+    Reverted,
+    UpdateRefused,
+    UsageError,
+)
+from dfl_ledger.records import REFUSED, Address, Cid, JobId, Mode, PanelPhase, PanelState
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Scores
 from dfl_node.modes import pieces
@@ -26,10 +36,15 @@ from dfl_node.modes.mode import ModePart
 from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
 from dfl_node.rounds.vocabulary import Seat
+from dfl_node.train.trainer import Verdict
 
 log = structlog.get_logger(__name__)
 
-PATIENCE_SHARE = 0.4  # of the window of commitments, for pieces that do not come
+# Shares of the window of commitments.
+PATIENCE_SHARE = 0.6  # for pieces that do not come: from then on who judges does without them
+LAST_SHARE = 0.85  # from then on who could not measure anything says so: silence costs the bond
+FETCH_S = 20.0
+MAX_VARIANTS = 8  # of the round's pieces that a model is tried on
 PASSED, FAILED, UNKNOWN = 1, -1, 0  # verdicts
 MAX_SCORE = 2**63 - 1
 
@@ -48,24 +63,29 @@ class Judge:
 
     # -- what is due ----------------------------------------------------------------------------------
     def seats(self) -> tuple[Seat, ...]:
-        """Ours, of rounds that are being judged, oldest first. Blocks."""
-        if not self._spec.reward.evaluators or not self._parts.evaluates:
+        """Ours, of rounds that are being judged, oldest first. Blocks.
+
+        A seat binds whoever has it, even if the node has given the role up since the draw.
+        """
+        if not self._spec.reward.evaluators:
             return ()
-        me, found = self._parts.ledger.address, list[Seat]()
+        ledger, me, found = self._parts.ledger, self._parts.ledger.address, list[Seat]()
         for round_ in self._parts.rows.unsettled_rounds(self._job):
-            panel = self._parts.ledger.panel(self._job, round_)
-            if panel is None or panel.phase in (PanelPhase.NONE, PanelPhase.DONE):
+            panel = ledger.panel(self._job, round_)
+            if panel.phase in (PanelPhase.NONE, PanelPhase.DONE):
                 continue
-            number = self._number(round_, me)
-            if number is None:
+            place = self._place(round_, me)
+            if place is None:
                 continue
+            committed = any(place[1])
+            shown = ledger.seat_of(self._job, round_, 0, me) if committed else None
             found.append(
                 Seat(
                     round=round_,
                     judging=panel.phase is PanelPhase.COMMIT,
                     showing=panel.phase is PanelPhase.REVEAL,
-                    committed=bool(panel.committed >> number & 1),
-                    revealed=bool(panel.revealed >> number & 1),
+                    committed=committed,
+                    revealed=shown is not None and shown[1],
                     judge_from=panel.commit_until - self._spec.reward.score_s,
                     judge_until=panel.commit_until,
                     show_until=panel.reveal_until,
@@ -73,9 +93,12 @@ class Judge:
             )
         return tuple(found)
 
-    def _number(self, round_: int, me: Address) -> int | None:
-        seats = self._parts.ledger.seats(self._job, round_)
-        return next((number for number, seat in enumerate(seats) if seat.evaluator == me), None)
+    def _place(self, round_: int, me: Address) -> tuple[int, bytes] | None:
+        """Our seat's number, and what the chain keeps of its scores."""
+        for number, seat in enumerate(self._parts.ledger.seats(self._job, round_)):
+            if seat.evaluator == me:
+                return number, seat.root
+        return None
 
     # -- judging --------------------------------------------------------------------------------------
     async def judge(self, round_: int) -> None:
@@ -89,9 +112,7 @@ class Judge:
         if bound is None:
             made = await self._scores(round_, panel)
             bound = await in_thread(self._parts.journal.bind_scores, self._job, round_, 0, made)
-        number = await in_thread(self._number, round_, me)
-        if number is None:
-            raise UsageError(f"no seat in job {self._job} round {round_}", why="the chain was reorganised")
+        number, _ = await in_thread(self._seat, round_, me)
         sealed = vectors.commitment(self._job, round_, 0, me, bound.vector, bound.salt)
         await in_thread(ledger.commit_scores, self._job, round_, 0, number, sealed)
         log.info("judged", job=self._job, round=round_, seat=number, method=bound.method)
@@ -100,45 +121,68 @@ class Judge:
         """Show the scores that we are bound to."""
         in_thread, me = trio.to_thread.run_sync, self._parts.ledger.address
         bound = await in_thread(self._parts.journal.scores, self._job, round_)
-        number = await in_thread(self._number, round_, me)
-        if bound is None or number is None:
+        if bound is None:
             raise UsageError(f"nothing to show in job {self._job} round {round_}", why="the journal is new")
+        number, _ = await in_thread(self._seat, round_, me)
         show = partial(self._parts.ledger.reveal_scores, self._job, round_, 0, number)
         await in_thread(show, bound.vector, bound.salt)
         log.info("scores shown", job=self._job, round=round_, seat=number)
+
+    def _seat(self, round_: int, me: Address) -> tuple[int, bytes]:
+        place = self._place(round_, me)
+        if place is None:
+            raise UsageError(f"no seat in job {self._job} round {round_}", why="the chain was reorganised")
+        return place
 
     def _drawn(self, round_: int) -> PanelState:
         """The panel, drawn by us if nobody has: how many subjects it has is fixed by that."""
         ledger = self._parts.ledger
         panel = ledger.panel(self._job, round_)
-        if panel is not None and not any(panel.seed):
-            ledger.draw(self._job, round_)
+        if not any(panel.seed):
+            try:
+                ledger.draw(self._job, round_)
+            except Reverted as no:
+                if no.error != "AlreadyDrawn":
+                    raise
             panel = ledger.panel(self._job, round_)
-        if panel is None or not any(panel.seed):
+        if not any(panel.seed):
             raise ChainUnreachable(f"the panel of job {self._job} round {round_} is not drawn yet")
         return panel
 
+    # -- the vector -----------------------------------------------------------------------------------
     async def _scores(self, round_: int, panel: PanelState) -> Scores:
-        in_thread = trio.to_thread.run_sync
-        parent, model = await in_thread(self._parts.rows.models, self._job, round_)
-        revealed = await self._fetched(round_, panel)
-        ours, verdicts = await self._mode.combine(round_, parent, revealed)
-        judged = Revealed(
-            revealed.rows,
-            revealed.pieces,
-            tuple("" if verdict.accepted else verdict.why or "refused" for verdict in verdicts),
-            revealed.all_here,
-        )
-        worths, method = await self._mode.worth(round_, parent, judged)
+        """What we say of every subject; that we cannot tell, when it is late and nothing else to be had."""
+        try:
+            return await self._measured(round_, panel)
+        except DflError as missing:
+            if self._clock() < self._share_of(panel, LAST_SHARE):
+                raise
+            log.warning("a round could not be judged", job=self._job, round=round_, why=str(missing))
+            return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), "none", {})
+
+    async def _measured(self, round_: int, panel: PanelState) -> Scores:
+        parent, model = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
+        fetched = await self._fetched(round_, panel)
+        try:
+            ours, verdicts = await self._mode.combine(round_, parent, fetched)
+        except UpdateRefused:  # they give no model: what is refused stays so, and the rest is worth nothing
+            ours, verdicts = None, tuple(Verdict(not why, why) for why in fetched.refused)
+        late = self._clock() >= self._share_of(panel, PATIENCE_SHARE)
+        if ours != model and not fetched.all_here and not late:  # its publisher had more of them
+            raise BlobNotFound(f"pieces of job {self._job} round {round_}", why="others may still bring them")
+        refused = ["" if verdict.accepted else verdict.why or "refused" for verdict in verdicts]
+        judged = replace(fetched, refused=tuple(refused))
+        worths, method = (0,) * len(refused), self._spec.reward.valuation
+        if ours is not None:
+            worths, method = await self._mode.worth(round_, parent, judged)
         scores = [
-            REFUSED if why else max(REFUSED + 1, min(worth, MAX_SCORE))
-            for why, worth in zip(judged.refused, worths, strict=True)
+            REFUSED if why else max(-MAX_SCORE, min(worth, MAX_SCORE))
+            for why, worth in zip(refused, worths, strict=True)
         ]
-        datasets = [UNKNOWN] * panel.datasets
-        audits = [UNKNOWN] * panel.audits
-        whys = {index: why for index, why in enumerate(judged.refused) if why}
-        vector = vectors.encode([*scores, *datasets, *audits, self._verdict(ours, model, revealed)])
-        return Scores(vector, os.urandom(32), method, whys)
+        verdict = PASSED if ours == model else await self._blame(round_, parent, model, judged)
+        vector = [*scores, *[UNKNOWN] * panel.datasets, *[UNKNOWN] * panel.audits, verdict]
+        whys = {index: why for index, why in enumerate(refused) if why}
+        return Scores(vectors.encode(vector), os.urandom(32), method, whys)
 
     async def _fetched(self, round_: int, panel: PanelState) -> Revealed:
         """Every piece that can be had. Who else judges is asked too, so that what one has, all have."""
@@ -147,12 +191,13 @@ class Judge:
         if len(rows) != panel.contributions:
             raise ChainUnreachable(f"the ledger lacks pieces of job {self._job} round {round_}")
         seats = await in_thread(self._parts.ledger.seats, self._job, round_)
+        left_s = self._share_of(panel, PATIENCE_SHARE) - self._clock()
         fetched = await pieces.fetch(
             self._parts,
             rows,
             objection=partial(self._mode.objection, round_),
             max_bytes=self._mode.max_piece_bytes,
-            patience_s=PATIENCE_SHARE * self._spec.reward.score_s,
+            patience_s=max(1.0, min(FETCH_S, left_s)),
             also=[seat.evaluator for seat in seats],
         )
         if not fetched.all_here and not self._parts.channel.peers():
@@ -161,9 +206,23 @@ class Judge:
             )
         return fetched
 
-    @staticmethod
-    def _verdict(ours: Cid, published: Cid, revealed: Revealed) -> int:
-        """Of the model. Who lacks a piece cannot tell, nor can its publisher be blamed for having lacked one."""
-        if ours == published:
-            return PASSED
-        return FAILED if revealed.all_here else UNKNOWN
+    async def _blame(self, round_: int, parent: Cid, model: Cid, judged: Revealed) -> int:
+        """The verdict on a model that is not what all the pieces give.
+
+        Who lacks a piece cannot tell; nor is its publisher to blame for having lacked one.
+        """
+        if not judged.all_here:
+            return UNKNOWN
+        standing = [place for place, why in enumerate(judged.refused) if not why]
+        if self._spec.mode not in (Mode.SYNC, Mode.ASYNC) or not 1 < len(standing) <= MAX_VARIANTS:
+            return FAILED
+        for without in standing:
+            fewer = tuple("left out" if at == without else why for at, why in enumerate(judged.refused))
+            with suppress(UpdateRefused):
+                if (await self._mode.combine(round_, parent, replace(judged, refused=fewer)))[0] == model:
+                    return UNKNOWN
+        return FAILED
+
+    def _share_of(self, panel: PanelState, share: float) -> float:
+        """Unix seconds at which this share of the window of commitments has gone."""
+        return panel.commit_until - (1 - share) * self._spec.reward.score_s

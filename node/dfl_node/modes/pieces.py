@@ -70,9 +70,7 @@ async def fetch(
                 Cid.parse(row.cid),
                 max_bytes=max_bytes,
                 timeout_s=patience_s,
-                providers=tuple(
-                    p.peer_id for p in parts.channel.peers() if p.address in (row.node, *also)
-                ),
+                providers=tuple(p.peer_id for p in parts.channel.peers() if p.address in (row.node, *also)),
             )
         except UpdateRefused as bad:
             refused[place] = bad.why or bad.what

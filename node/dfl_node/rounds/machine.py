@@ -9,7 +9,7 @@ node has done, and what is still under way, and asks for what is missing.
     REVEAL     reveal what was committed
     AGGREGATE  when it is our turn: make the round's model and publish it
     later      judge a round that we have a seat for, settle one that was judged
-    anyone     advance what is overdue
+    anyone     advance what is overdue, overturn a wrong settlement, report what costs a bond
 
 What is wanted in COMMIT and REVEAL differs by mode: `sync.py` (pipelines too), `buffered.py`, `chained.py`.
 What evaluators do is in `judging.py`.
@@ -28,6 +28,7 @@ from dfl_node.rounds.vocabulary import (
     Advance,
     Aggregate,
     ChainMoved,
+    Challenge,
     Event,
     Failed,
     Finished,
@@ -36,18 +37,19 @@ from dfl_node.rounds.vocabulary import (
     Mine,
     Promised,
     Refund,
+    Report,
     Settle,
     State,
     Tick,
     Train,
     Trained,
-    Unsettled,
     Watch,
 )
 
 ADVANCE_GRACE_S = 1.0  # chain timestamps are whole seconds: earlier, the contract may still say no
 ADVANCE_SPREAD_S = 2.0  # members step up one after another, so that not all pay for the same `advance`
 RETRY_S = 3.0
+LOOK_S = 5.0  # an ended job is looked at as often: what is left of it is due by the chain's clock, not ours
 
 
 def step(state: State, event: Event, now: float) -> tuple[State, tuple[Action, ...]]:
@@ -92,9 +94,13 @@ def wake_at(state: State, now: float) -> float | None:
         return None
     job, turn = state.chain.job, state.chain.mine.may_aggregate_at
     times = [t for _, t in state.not_before]
-    times += [float(due.settle_from) for due in state.chain.unsettled]
+    times += [float(at) for due in state.chain.unsettled for at in (due.settle_from, due.judged_at)]
+    times += [charge.report_from for charge in state.chain.charges]
+    times.append(float(state.chain.final_at))
     times += judging.wake_times(state.chain)
-    if not job.phase.terminal:
+    if job.phase.terminal:
+        times.append(now + LOOK_S)
+    else:
         times += [float(job.deadline), _advance_at(job, state.rank)]
     if job.phase is Phase.AGGREGATE and turn is not None:
         times.append(float(turn))
@@ -143,7 +149,8 @@ def _wanted(state: State, now: float) -> tuple[Action, ...]:
     if not job.phase.terminal and now >= _advance_at(job, state.rank):
         wanted.append(Advance(job.round, job.phase))
     wanted += judging.shown(state.chain, now)
-    wanted += _wanted_settlements(state.chain.unsettled, now)
+    wanted += _wanted_settlements(state.chain, now)
+    wanted += [Report(charge.offence) for charge in state.chain.charges if charge.report_from <= now]
     if _is_buffered(state):
         wanted = buffered.in_turn(state, wanted, judging.judgements(state.chain, now, busy=False))
     else:  # the trainer's process judges too; an update that is awaited goes first
@@ -185,9 +192,14 @@ def _missing_out(job: JobState, mine: Mine) -> bool:
             return False
 
 
-def _wanted_settlements(unsettled: tuple[Unsettled, ...], now: float) -> list[Action]:
-    """The oldest unsettled round, if it is ours to settle: the chain takes them in order."""
-    oldest = next((u for u in unsettled if now <= u.settle_until), None)
+def _wanted_settlements(chain: ChainMoved, now: float) -> list[Action]:
+    """The oldest unsettled round, if it is ours to settle: the chain takes them in order.
+
+    Not while an earlier one is wrong, with which it would fall.
+    """
+    if chain.wrong is not None:
+        return [Challenge(chain.wrong)]
+    oldest = next((u for u in chain.unsettled if now <= u.settle_until), None)
     if oldest is None or now < oldest.settle_from:
         return []
     return [Settle(oldest.round)]

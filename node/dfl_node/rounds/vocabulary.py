@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from dfl_ledger.records import Address, Cid, JobState, Kind, Phase
 
@@ -38,8 +39,9 @@ class Unsettled:
     """A round that ended with a model and has no settlement yet."""
 
     round: int
-    settle_from: int  # Unix seconds from which this node may settle it
+    settle_from: int  # Unix seconds from which this node should settle it
     settle_until: int
+    judged_at: int = 0  # when its panel may be done by time alone: a reason to look again
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,35 @@ class Seat:
     judge_from: int
     judge_until: int
     show_until: int
+
+
+class Wrong(Enum):
+    """What costs a node its bond, or its membership."""
+
+    REVEAL_WITHHELD = "committed to a piece and did not reveal it"
+    SCORES_WITHHELD = "sat on a panel and showed no scores"
+    OUTLIER = "a score far from what most of the panel say"
+    FALSE_MODEL = "published another model than the pieces give"
+    LOW_STAKE = "has less at stake than the job asks for"
+
+
+@dataclass(frozen=True, slots=True)
+class Offence:
+    """What a node did in a job, as the chain shows it to everybody."""
+
+    wrong: Wrong
+    node: Address
+    round: int
+    seat: int = 0  # of whom scores were wanted
+    subject: int = 0  # of an outlier
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """An offence that nobody has reported yet."""
+
+    offence: Offence
+    report_from: float  # Unix seconds from which it is our turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +185,20 @@ class Unseal:
 
 
 @dataclass(frozen=True, slots=True)
+class Challenge:
+    """Show that the round's settlement is wrong."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Have the chain take a bond."""
+
+    offence: Offence
+
+
+@dataclass(frozen=True, slots=True)
 class Refund:
     """The job has ended: return the rest of the escrow to its requester, which is us."""
 
@@ -181,6 +226,8 @@ Action = (
     | Show
     | Unseal
     | Settle
+    | Challenge
+    | Report
     | Refund
     | Abandon
 )
@@ -198,6 +245,9 @@ class ChainMoved:
     history: History | None = None  # asynchronous; None while the ledger's rows are behind the chain
     seats: tuple[Seat, ...] = ()  # ours, of rounds that are being judged, oldest first
     sealed: int | None = None  # as the requester: the position of the next shard to open, None if none is due
+    wrong: int | None = None  # the first round whose settlement is wrong and can still be overturned
+    final_at: int = 0  # Unix seconds; when the newest settlement can no longer be overturned
+    charges: tuple[Charge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

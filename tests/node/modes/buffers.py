@@ -93,7 +93,7 @@ def deliveries(world: World, name: str) -> list[Delivery]:
             parent, index = str(row.args["parent"]), int(str(row.args["index"]))
             lag = models[::-1].index(parent) if parent in models else None
             accepted, why, reward_wei = None, "", 0
-            if (1, round_) in world.chain.distributor.settlements:
+            if world.is_settled(round_):
                 evidence = world.evidence(round_)
                 (entry,) = (e for e in evidence.entries if e.index == index)
                 (leaf,) = (x for x in evidence.leaves if x.account == world.machines[name].address)

@@ -155,7 +155,7 @@ async def _check_verdicts(world: World, lap: list[Hop], published: Event) -> tup
     for hop, verdict in zip(lap, verdicts, strict=True):
         before, after = await loss(world, hop.parent), await loss(world, hop.model)
         assert not verdict.accepted or after <= before < float("inf")
-    if (1, round_) in world.chain.distributor.settlements:
+    if world.is_settled(round_):
         evidence = world.evidence(round_)
         assert evidence.method == "hop-gain"
         assert evidence.parent == lap[0].parent

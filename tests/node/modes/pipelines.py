@@ -86,7 +86,7 @@ async def check_models(world: World) -> None:
             model, files[0].header.cuts, [file.snapshot for file in files], max_update_bytes=4096
         )
         assert world.blob(published) == again, f"round {round_}"
-        if (1, round_) in world.chain.distributor.settlements:
+        if world.is_settled(round_):
             entries = world.evidence(round_).entries
             assert [entry.accepted for entry in entries] == [verdict.accepted for verdict in verdicts]
 

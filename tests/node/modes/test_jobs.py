@@ -175,8 +175,8 @@ def test_the_refund_is_exact_when_a_published_round_is_never_settled(
         await world.submit(rounds=2)
         await world.until_round(2, Phase.COMMIT)
         await world.until(lambda: bool(world.job_events("Settled")), "round 1 is settled")
-        for name in "abc":
-            world.machines[name].blocked.add("settle")
+        for machine in world.machines.values():
+            machine.blocked.add("settle")
         state = await world.until_over()
         assert [e.args["round"] for e in world.job_events("Settled")] == [1]
         assert state.phase is Phase.COMPLETED

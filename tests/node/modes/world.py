@@ -59,6 +59,7 @@ T = TypeVar("T")
 Story = Callable[["World"], Awaitable[None]]
 
 T0 = 1_750_000_000  # Unix seconds when a story begins
+STAKE_WEI = 10 * ETHER  # of each node
 BUDGET_WEI = 10**18 + 1  # a round's; odd, so that a division leaves a remainder
 SPEC = """
 name = "story"
@@ -83,6 +84,7 @@ challenge_s = 10
 [reward]
 round_budget = "1.000000000000000001"
 valuation = "shapley"
+score_s = 20
 """
 
 
@@ -108,8 +110,8 @@ class World:
         return T0 + self.clock.current_time()
 
     # -- machines and nodes ---------------------------------------------------------------------------
-    def machine(self, name: str, *, trains: bool = True) -> Machine:
-        """A new machine with a funded and registered wallet."""
+    def machine(self, name: str, *, trains: bool = True, evaluates: bool = True) -> Machine:
+        """A new machine with a funded and registered wallet, and stake if it judges rounds."""
         account, peer_key = account_of(name), hashlib.sha256(name.encode()).digest()
         path = self._path / name
         path.mkdir()
@@ -117,7 +119,12 @@ class World:
         machine = Machine(name, path, account, peer_key, store, trains, len(self.machines) + 1)
         self.machines[name] = machine
         self.chain.fund(machine.address, vnx_wei=0 if trains else 1000 * ETHER)
-        MemoryLedger(self.chain, machine.address).register(peer_key, 0, [])
+        if evaluates:
+            self.chain.fund(machine.address, vnx_wei=STAKE_WEI)
+        ledger = MemoryLedger(self.chain, machine.address)
+        ledger.register(peer_key, STAKE_WEI if evaluates else 0, [])
+        if evaluates:
+            ledger.enlist()
         machine.store.fault = StoreFault.MISSING  # until it runs
         return machine
 
@@ -304,9 +311,16 @@ class World:
                 return assembly.data()
         return None
 
+    def is_settled(self, round_: int) -> bool:
+        return (1, round_) in self.chain.distributor.settlements
+
+    def settled(self, round_: int) -> tuple[Cid, int]:
+        """The evidence of the settlement that stands, and what it pays in all."""
+        event = [e for e in self.job_events("Settled") if e.args["round"] == round_][-1]
+        return cid_of(event.args["evidence"]), int(str(event.args["total"]))
+
     def evidence(self, round_: int) -> Evidence:
-        settlement, _ = self.chain.distributor.settlements[1, round_]
-        data = self.blob(settlement.evidence)
+        data = self.blob(self.settled(round_)[0])
         assert data is not None
         return Evidence.decode(data)
 
@@ -330,7 +344,7 @@ class World:
             verdicts = journal.verdicts(JobId(1), round_, model)
             assert verdicts is not None
             refused = {index for index, verdict in enumerate(verdicts) if not verdict.accepted}
-            if (1, round_) in self.chain.distributor.settlements:
+            if self.is_settled(round_):
                 entries = self.evidence(round_).entries
                 assert refused == {entry.index for entry in entries if not entry.accepted}
             updates = []
@@ -366,11 +380,14 @@ class World:
     def check_money(self) -> None:
         """Nothing came from nowhere, nothing was paid twice, nothing is held that nobody can claim."""
         chain, paid = self.chain, defaultdict[tuple[int, str], int](int)
-        assert sum(chain.token.balances.values()) == CAP_WEI
+        burned = sum(
+            int(str(e.args["slashed"])) - int(str(e.args["reward"])) for e in self.job_events("Slashed")
+        )
+        assert sum(chain.token.balances.values()) == CAP_WEI - burned
         for number, job in chain.jobs.jobs.items():
             escrow = job.terms.rounds * job.terms.round_budget_wei
             assert 0 <= job.spent_wei + job.refunded_wei <= escrow
-            settled = [s for (j, _), (s, _) in sorted(chain.distributor.settlements.items()) if j == number]
+            settled = [s for (j, _), s in sorted(chain.distributor.settlements.items()) if j == number]
             assert job.spent_wei == (settled[-1].total_wei if settled else 0)
         for event in self.job_events("Claimed"):
             paid[int(str(event.args["job"])), str(event.args["account"])] += int(str(event.args["amount"]))
