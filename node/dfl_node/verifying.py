@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -18,11 +19,11 @@ from typing import Any, Protocol, cast
 import trio
 
 from dfl_ledger import audit, evidence, recount
-from dfl_ledger.errors import BlobNotFound, DflError, VerificationFailed
+from dfl_ledger.errors import BlobNotFound, DflError, UpdateRefused, VerificationFailed
 from dfl_ledger.evidence import Evidence
 from dfl_ledger.facts import RoundFacts, Shares
 from dfl_ledger.query import LedgerRows
-from dfl_ledger.records import NOBODY, REFUSED, Address, Cid, JobId, Leaf
+from dfl_ledger.records import NOBODY, REFUSED, Address, Cid, JobId, Leaf, Mode
 from dfl_ledger.rows import SettlementRow
 from dfl_node import jobspec
 from dfl_node.bases import keep_base
@@ -36,6 +37,7 @@ from dfl_node.rounds import vocabulary as rounds
 from dfl_node.train.trainer import Trainer, Verdict
 
 FETCH_S = 60.0
+MAX_VARIANTS = 8  # of the round's pieces that a model is tried on
 
 
 class Files(Protocol):
@@ -160,15 +162,17 @@ class Verifier:
     async def _check_model(
         self, facts: RoundFacts, judged: Revealed, fetched: Revealed
     ) -> tuple[Verdict, ...]:
-        """Of the pieces that counted, or of all that are here: who published may have had one that the
-        evaluators could not get. Gives the verdicts on those that counted."""
-        model, verdicts = await self.mode.combine(facts.round, facts.parent, judged)
-        if model != facts.model and judged != fetched:
-            of_all, _ = await self.mode.combine(facts.round, facts.parent, fetched)
-            model = of_all if of_all == facts.model else model
-        self._require(
-            model == facts.model, facts.round, "model", f"published is {facts.model}, recomputed {model}"
-        )
+        """That it is what the pieces give. Gives the verdicts on those that counted.
+
+        Who published may have had a piece that the evaluators could not get, or have lacked one of theirs:
+        that is nobody's fault, and no fault of the model.
+        """
+        made, verdicts = await self.mode.combine(facts.round, facts.parent, judged)
+        how = ""
+        if made != facts.model:
+            how = await self._of_others(facts, judged, fetched)
+            why = f"published is {facts.model}, recomputed {made}"
+            self._require(bool(how), facts.round, "model", why)
         publisher = await _in_thread(self.rows.publisher, self.job, facts.round)
         self._require(
             facts.median(facts.subjects - 1, publisher or NOBODY) >= 0,
@@ -176,8 +180,23 @@ class Verifier:
             "model",
             f"the panel says that {facts.model} is not what the pieces give, and it is",
         )
-        self._ok(facts.round, "model", f"{len(judged.rows)} pieces give {facts.model}")
+        self._ok(facts.round, "model", f"{len(judged.rows)} pieces give {facts.model}{how}")
         return verdicts
+
+    async def _of_others(self, facts: RoundFacts, judged: Revealed, fetched: Revealed) -> str:
+        """Of which pieces the model was made, if not of those that the panel accepted; "" if of none."""
+        variants = [(fetched, ", with what the panel refused")]
+        standing = [place for place, why in enumerate(judged.refused) if not why]
+        if self.spec.mode in (Mode.SYNC, Mode.ASYNC) and 1 < len(standing) <= MAX_VARIANTS:
+            for without in standing:
+                fewer = tuple("left out" if at == without else why for at, why in enumerate(judged.refused))
+                lacked = f", without {judged.rows[without].id}, which its publisher lacked"
+                variants.append((replace(judged, refused=fewer), lacked))
+        for pieces_, how in variants:
+            with suppress(UpdateRefused):
+                if (await self.mode.combine(facts.round, facts.parent, pieces_))[0] == facts.model:
+                    return how
+        return ""
 
     def _as_judged(self, facts: RoundFacts, revealed: Revealed) -> Revealed:
         """Without what the panel refused: that a piece did not arrive there cannot be seen here.
