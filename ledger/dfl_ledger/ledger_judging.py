@@ -80,8 +80,8 @@ class PanelLedger(Protocol):
         ...
 
     def seats(self, job: JobId, round_: int, panel: int = 0) -> tuple[Seat, ...]:
-        """Who sits where: as drawn, or as it would be drawn now; empty if it could not. Raises Reverted
-        (NoPanel) if there is nothing to score."""
+        """Who sits where, without what they said: as drawn, or as it would be drawn now; empty if it could
+        not. Raises Reverted (NoPanel) if there is nothing to score."""
         ...
 
     def seat(self, job: JobId, round_: int, panel: int, seat: int) -> Seat | None: ...

@@ -241,7 +241,7 @@ class MemoryBoard:
         """Who sits where: as drawn, or as it would be drawn now; empty if it could not."""
         own = self._panels[number, round_, panel]
         if own.is_drawn:
-            return tuple(own.seats)
+            return tuple(Seat(seat.evaluator, seat.weight) for seat in own.seats)
         tx = Transaction("seats", _VIEW, 0, self._blocks.newest.number + 1)
         job, _, draw_block = self._clock(tx, number, round_, panel)
         block_hash = self._blocks.hash_seen(draw_block, tx.block)

@@ -357,7 +357,7 @@ class Entry:
     name: str
     cid: Cid
     why: str  # it was refused; "" = it was not
-    reward_wei: int  # of its node in this round
+    reward_wei: int  # of its node's work in this round
 
 
 def entries(world: World, *, since: float = 0.0) -> list[Entry]:
@@ -369,7 +369,7 @@ def entries(world: World, *, since: float = 0.0) -> list[Entry]:
     }
     for event in world.job_events("Settled"):
         evidence = world.evidence(int(str(event.args["round"])))
-        rewards = {leaf.account: leaf.reward_wei for leaf in evidence.leaves}
+        rewards = world.earned_by_work(evidence.round)
         found += [
             Entry(
                 round=evidence.round,

@@ -158,12 +158,16 @@ def test_an_aggregator_that_is_cut_off_leaves_the_round_to_the_next_in_line(
         await end(world, Fault.CUT_OFF, cut_off[0])
         state = await world.until_over()
         assert (state.phase, state.completed) == (Phase.COMPLETED, JOBS[Mode.SYNC].rounds)
+        (by,) = (e for e in world.job_events("ModelPublished") if e.args["round"] == STRUCK)
+        assert name_of(world, by.args["aggregator"]) != cut_off[0]
+        # the model lacks its update, which may have come in time for those who judge
         whys = {entry.name: entry.why for entry in entries(world) if entry.round == STRUCK}
-        assert "nobody delivered" in whys.pop(cut_off[0])
+        late = whys.pop(cut_off[0])
+        assert not late or "nobody delivered" in late
         assert list(whys.values()) == ["", ""]
         rewards = [entry.reward_wei for entry in entries(world) if entry.round == STRUCK]
         assert sum(rewards) <= BUDGET_WEI
-        assert sorted(rewards)[0] == 0 < sorted(rewards)[1]
+        assert sorted(rewards)[1] > 0
         check_deadlines(world)
         await world.check_end()
 

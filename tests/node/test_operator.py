@@ -134,7 +134,7 @@ def test_a_download_holds_the_model_and_a_proof_of_every_contribution(
         assert listed == chain
         assert len(proof["contributions"]) == 9
         rewards = sum(int(row["reward_wei"]) for row in proof["contributions"])
-        assert rewards == state.spent_wei
+        assert rewards == sum(sum(world.earned_by_work(round_).values()) for round_ in (1, 2, 3))
         assert [s["round"] for s in proof["settlements"]] == [1, 2, 3]
         assert (proof["model_cid"], proof["rounds_completed"]) == (str(state.model), 3)
         card = bundle["README.md"].decode()

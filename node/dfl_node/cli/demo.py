@@ -93,7 +93,7 @@ class _Demo:
             raise DflError(
                 f"job {job} ended as {final['phase']}", help_command=self._command("job status", job)
             )
-        claimed = self._claim(job)
+        claimed = self._claim()
         output = net.root / "model"
         net.cli("job", "download", str(job), "-o", str(output), "--datadir", self._datadir())
         self._say(f"the model was downloaded to {output}")
@@ -126,7 +126,14 @@ class _Demo:
             if row["state"] == "void":
                 self._once(f"round {number}: void, too few contributions")
             if row["state"] == "settled":
-                self._once(f"round {number}: scored and settled")
+                self._tell_settled(job["job"], number)
+
+    def _tell_settled(self, job: JobId, number: int) -> None:
+        with self._net.rows() as ledger:
+            panel = ledger.panel(job, number)
+        seats = () if panel is None else panel.seats
+        shown = sum(seat.revealed_tx is not None for seat in seats)
+        self._once(f"round {number}: scored by {shown} of {len(seats)} evaluators, settled")
 
     def _look(self, job: dict[str, Any]) -> None:
         """What must be noticed at once, whether or not the ledger has anything new."""
@@ -165,11 +172,12 @@ class _Demo:
         with self._net.rows() as ledger:
             return list(ledger.contributions(job=job, limit=None))
 
-    def _claim(self, job: JobId) -> dict[str, int]:
+    def _claim(self) -> dict[str, int]:
         """Every living node claims what it earned; waits for the challenge window of the last round."""
         claimed: dict[str, int] = {node.address: 0 for node in self._net.nodes}
+        self._await_evidence()
         for node in self._living():
-            earned, deadline = self._earned(job), time.monotonic() + CLAIM_S
+            earned, deadline = self._earned(), time.monotonic() + CLAIM_S
             while claimed[node.address] < earned.get(node.address, 0):
                 data = self._net.cli("ledger", "claim", "--datadir", str(node.datadir))
                 claimed[node.address] += int(data["total_wei"])
@@ -178,11 +186,19 @@ class _Demo:
             self._say(f"node {node.number} claimed {vnx(claimed[node.address])}")
         return claimed
 
-    def _earned(self, job: JobId) -> dict[str, int]:
-        earned: dict[str, int] = {}
-        for row in self._pieces(job):
-            earned[row.node] = earned.get(row.node, 0) + int(row.reward_wei or 0)
-        return earned
+    def _await_evidence(self) -> None:
+        """Until the ledger knows what every settlement pays to whom."""
+        deadline = time.monotonic() + CLAIM_S
+        with self._net.rows() as ledger:
+            while ledger.index_state().missing_evidence:
+                if time.monotonic() > deadline:
+                    raise TimedOut("the evidence of a settlement did not come")
+                time.sleep(0.1)
+
+    def _earned(self) -> dict[str, int]:
+        """What each node has earned by its work and by judging, in wei."""
+        with self._net.rows() as ledger:
+            return {node.address: ledger.earnings(node.address).earned_wei for node in self._net.nodes}
 
     def _evaluate(self, output: Path, final: dict[str, Any]) -> tuple[Evaluation, Evaluation]:
         """The downloaded model and a central run with as many samples, on images the network never saw."""
@@ -228,7 +244,7 @@ class _Demo:
         federated: Evaluation,
         central: Evaluation,
     ) -> dict[str, Any]:
-        net, earned, stats = self._net, self._earned(job), self._net.round_stats(job)
+        net, earned, stats = self._net, self._earned(), self._net.round_stats(job)
         rounds = []
         for row in final["rounds"]:
             lived = [s for s in stats.get(row["round"], []) if s.closed_at is not None]

@@ -28,12 +28,18 @@ commit_s = {commit_s}
 reveal_s = 6
 aggregate_s = 12
 settle_s = 30
-challenge_s = 1
+challenge_s = 3
 {of_mode}
 [reward]
 round_budget = "100"
 required_stake = "10"
+bond = "5"
 validation = "app"
+evaluators = 3
+score_s = 20
+
+[reward.shares]
+evaluators = 5
 """
 
 

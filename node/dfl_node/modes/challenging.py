@@ -41,8 +41,9 @@ class Challenger:
         """
         found = self._parts.rows.open_settlements(self._job, now)
         final_at = max((row.claimable_at for row in found), default=0)
+        me = self._parts.ledger.address
         for row in found:
-            if not self._is_right(row):
+            if row.settler != me and not self._is_right(row):
                 return row.round, final_at
         return None, final_at
 

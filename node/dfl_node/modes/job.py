@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 RPC_RETRY_S = 1.0
+VALIDATION_RETRY_S = 10.0
 DELIVERED = 8  # of our newest pieces: a node holds no more than two that wait
 # What a contract says to whoever comes second, or a moment early or late: part of life, not an error.
 RACES = frozenset(
@@ -81,7 +82,7 @@ class JobPart:
         self.closed = trio.Event()  # set when `run` has nothing left to do
         self._parts = parts
         self._clock = clock
-        context = mode.Context(job, spec, parts, clock, lambda: self._state)
+        context = self._context = mode.Context(job, spec, parts, clock, lambda: self._state)
         self._mode = mode.open_mode(context)
         self._measurer = Measurer(context)
         self._settler = Settler(job, spec, parts, self._mode)
@@ -129,6 +130,7 @@ class JobPart:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._follow_chain)
+            nursery.start_soon(self._keep_validation)
             while not self._over():
                 event = await self._next_event()
                 self._state, actions = machine.step(self._state, event, self._clock())
@@ -151,6 +153,14 @@ class JobPart:
             else:
                 self._state = replace(self._state, work=work, promised=promised)
                 return
+
+    async def _keep_validation(self) -> None:
+        """Rows that only a requester has are gone with it, and who is drawn to judge must have them."""
+        while self.spec.reward.evaluators:
+            with suppress(DflError):
+                await self._context.validation()
+                return
+            await trio.sleep(VALIDATION_RETRY_S)
 
     async def _let_go(self) -> None:
         """Unpin what an ended job needs no longer: our updates, and every model but the last.

@@ -35,6 +35,7 @@ from dfl_node.modes import pieces
 from dfl_node.modes.mode import ModePart
 from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
+from dfl_node.rounds.machine import RETRY_S
 from dfl_node.rounds.vocabulary import Seat
 from dfl_node.train.trainer import Verdict
 
@@ -74,10 +75,11 @@ class Judge:
             panel = ledger.panel(self._job, round_)
             if panel.phase in (PanelPhase.NONE, PanelPhase.DONE):
                 continue
-            place = self._place(round_, me)
-            if place is None:
+            number = self._number(round_, me)
+            if number is None:
                 continue
-            committed = any(place[1])
+            seat = ledger.seat(self._job, round_, 0, number)  # None before the draw
+            committed = seat is not None and any(seat.root)
             shown = ledger.seat_of(self._job, round_, 0, me) if committed else None
             found.append(
                 Seat(
@@ -93,12 +95,9 @@ class Judge:
             )
         return tuple(found)
 
-    def _place(self, round_: int, me: Address) -> tuple[int, bytes] | None:
-        """Our seat's number, and what the chain keeps of its scores."""
-        for number, seat in enumerate(self._parts.ledger.seats(self._job, round_)):
-            if seat.evaluator == me:
-                return number, seat.root
-        return None
+    def _number(self, round_: int, me: Address) -> int | None:
+        seats = self._parts.ledger.seats(self._job, round_)
+        return next((number for number, seat in enumerate(seats) if seat.evaluator == me), None)
 
     # -- judging --------------------------------------------------------------------------------------
     async def judge(self, round_: int) -> None:
@@ -112,7 +111,7 @@ class Judge:
         if bound is None:
             made = await self._scores(round_, panel)
             bound = await in_thread(self._parts.journal.bind_scores, self._job, round_, 0, made)
-        number, _ = await in_thread(self._seat, round_, me)
+        number = await in_thread(self._seat, round_, me)
         sealed = vectors.commitment(self._job, round_, 0, me, bound.vector, bound.salt)
         await in_thread(ledger.commit_scores, self._job, round_, 0, number, sealed)
         log.info("judged", job=self._job, round=round_, seat=number, method=bound.method)
@@ -123,16 +122,16 @@ class Judge:
         bound = await in_thread(self._parts.journal.scores, self._job, round_)
         if bound is None:
             raise UsageError(f"nothing to show in job {self._job} round {round_}", why="the journal is new")
-        number, _ = await in_thread(self._seat, round_, me)
+        number = await in_thread(self._seat, round_, me)
         show = partial(self._parts.ledger.reveal_scores, self._job, round_, 0, number)
         await in_thread(show, bound.vector, bound.salt)
         log.info("scores shown", job=self._job, round=round_, seat=number)
 
-    def _seat(self, round_: int, me: Address) -> tuple[int, bytes]:
-        place = self._place(round_, me)
-        if place is None:
+    def _seat(self, round_: int, me: Address) -> int:
+        number = self._number(round_, me)
+        if number is None:
             raise UsageError(f"no seat in job {self._job} round {round_}", why="the chain was reorganised")
-        return place
+        return number
 
     def _drawn(self, round_: int) -> PanelState:
         """The panel, drawn by us if nobody has: how many subjects it has is fixed by that."""
@@ -152,13 +151,16 @@ class Judge:
     # -- the vector -----------------------------------------------------------------------------------
     async def _scores(self, round_: int, panel: PanelState) -> Scores:
         """What we say of every subject; that we cannot tell, when it is late and nothing else to be had."""
-        try:
-            return await self._measured(round_, panel)
-        except DflError as missing:
-            if self._clock() < self._share_of(panel, LAST_SHARE):
-                raise
-            log.warning("a round could not be judged", job=self._job, round=round_, why=str(missing))
-            return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), "none", {})
+        left_s, why = self._share_of(panel, LAST_SHARE) - self._clock(), "it took too long"
+        with trio.move_on_after(max(0.0, left_s)):
+            try:
+                return await self._measured(round_, panel)
+            except DflError as missing:
+                if self._clock() < self._share_of(panel, LAST_SHARE) - RETRY_S:
+                    raise
+                why = str(missing)
+        log.warning("a round could not be judged", job=self._job, round=round_, why=why)
+        return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), "none", {})
 
     async def _measured(self, round_: int, panel: PanelState) -> Scores:
         parent, model = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)

@@ -15,8 +15,10 @@ import trio
 
 from dfl_ledger.errors import DflError, PeerUnreachable, TimedOut
 from dfl_ledger.evidence import Evidence
+from dfl_ledger.facts import RoundFacts
 from dfl_ledger.records import Address, Cid, JobId, JobState, Leaf
 from dfl_node.jobspec import JobSpec
+from dfl_node.journal import Scores
 from dfl_node.modes import pieces
 from dfl_node.modes.mode import ModePart
 from dfl_node.modes.pieces import Revealed
@@ -27,6 +29,7 @@ from dfl_node.train.trainer import Verdict
 log = structlog.get_logger(__name__)
 
 FETCH_S = 20.0
+REFUSED_BY_PANEL = "refused by those who judged the round"
 MAX_AGGREGATORS = 4  # slots of the aggregate window, as the contract cuts it
 ROWS_S, ROWS_LOOK_S = 10.0, 0.02
 
@@ -229,7 +232,8 @@ class Settler:
         return await trio.to_thread.run_sync(self._evidence, round_)
 
     def _evidence(self, round_: int) -> Evidence:
-        rows, own = self._parts.rows, self._parts.journal.scores(self._job, round_)
+        rows, journal = self._parts.rows, self._parts.journal
+        own = journal.scores(self._job, round_)
         try:
             facts = rows.round_facts(self._job, round_)
         except DflError as behind:
@@ -239,8 +243,16 @@ class Settler:
             self._previous_leaves(round_),
             validation=self._spec.validation,
             method=own.method if own is not None else self._spec.reward.valuation,
-            whys=own.whys if own is not None else None,
+            whys=self._whys(facts, own),
         )
+
+    def _whys(self, facts: RoundFacts, own: Scores | None) -> dict[int, str]:
+        """Why each piece was refused: as we judged it, else as we aggregated it, else that it was."""
+        whys = dict.fromkeys(range(len(facts.contributions)), REFUSED_BY_PANEL)
+        verdicts = self._parts.journal.verdicts(self._job, facts.round, facts.model) or ()
+        whys.update({index: verdict.why for index, verdict in enumerate(verdicts) if verdict.why})
+        whys.update(own.whys if own is not None else {})
+        return whys
 
     def _previous_leaves(self, round_: int) -> tuple[Leaf, ...]:
         """The lines of the last round settled before this one: cumulative rewards go on from there.

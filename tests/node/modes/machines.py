@@ -255,6 +255,9 @@ class WatchedJournal(Journal):
     def record(self, *args: Any, **named: Any) -> Any:
         return self._watched("record", super().record, *args, **named)
 
+    def bind_scores(self, *args: Any, **named: Any) -> Any:
+        return self._watched("bind_scores", super().bind_scores, *args, **named)
+
     def promise(self, *args: Any, **named: Any) -> Any:
         return self._watched("promise", super().promise, *args, **named)
 
@@ -271,6 +274,11 @@ def deny_writes(action: int, *_: Any) -> int:
     """For `set_authorizer`: a database on a full disk can still be read."""
     writes = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE)
     return sqlite3.SQLITE_DENY if action in writes else sqlite3.SQLITE_OK
+
+
+def is_absence(why: str) -> bool:
+    """True if a piece was refused because nobody brought it, or not the right bytes."""
+    return "nobody delivered" in why or "wrong bytes" in why
 
 
 # -- keys, the same in every story ------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from dfl_ledger.memory import MemoryChain, MemoryLedger
 from dfl_ledger.memory_chain import CAP_WEI, ETHER
 from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, Cid, Event, JobId, JobState, Mode, Phase
+from dfl_ledger.rewards import Pots
 from dfl_node import jobspec
 from dfl_node.holders import Holders
 from dfl_node.jobspec import JobSpec
@@ -52,6 +53,7 @@ from tests.node.modes.machines import (
     When,
     account_of,
     binding_of,
+    is_absence,
     peer_id_of_machine,
 )
 
@@ -59,6 +61,7 @@ T = TypeVar("T")
 Story = Callable[["World"], Awaitable[None]]
 
 T0 = 1_750_000_000  # Unix seconds when a story begins
+SCORE_S = 20
 STAKE_WEI = 10 * ETHER  # of each node
 BUDGET_WEI = 10**18 + 1  # a round's; odd, so that a division leaves a remainder
 SPEC = """
@@ -324,10 +327,20 @@ class World:
         assert data is not None
         return Evidence.decode(data)
 
+    def earned_by_work(self, round_: int) -> dict[Address, int]:
+        """What each account got in a round, without its pay for judging."""
+        evidence = self.evidence(round_)
+        facts, pot_wei = evidence.facts, Pots.of(evidence.shares).evaluator_wei
+        return {
+            leaf.account: leaf.reward_wei
+            - (pot_wei // len(facts.ballots) if leaf.account in facts.judges else 0)
+            for leaf in evidence.leaves
+        }
+
     async def check_models(self) -> None:
         """Each published model is what a fresh trainer makes of the updates that its aggregator accepted.
 
-        The evidence, where the round was settled, says the same of each update.
+        Those who judged the round, where it was settled, say the same of each update.
         """
         spec, parent = self.spec(), self.state().terms.model
         if spec.mode is Mode.PIPELINE:
@@ -345,8 +358,9 @@ class World:
             assert verdicts is not None
             refused = {index for index, verdict in enumerate(verdicts) if not verdict.accepted}
             if self.is_settled(round_):
-                entries = self.evidence(round_).entries
-                assert refused == {entry.index for entry in entries if not entry.accepted}
+                judged = {entry.index for entry in self.evidence(round_).entries if not entry.accepted}
+                unseen = {index for index, verdict in enumerate(verdicts) if is_absence(verdict.why)}
+                assert refused - unseen <= judged  # what did not come to one may have come to the others
             updates = []
             for row in self.job_events("ContributionRevealed"):
                 if row.args["round"] == round_ and row.args["index"] not in refused:
@@ -399,10 +413,15 @@ class World:
             ("ContributionRevealed", ("round", "node")),
             ("ContributionCommitted", ("round", "node")),
             ("ModelPublished", ("round",)),
-            ("Settled", ("round",)),
+            ("Settled", ("round", "epoch")),
         ):
-            seen = Counter(tuple(e.args[k] for k in ("job", *key)) for e in self.job_events(name))
+            told = [{**e.args, "epoch": self._epoch(e)} for e in self.job_events(name)]
+            seen = Counter(tuple(args[k] for k in ("job", *key)) for args in told)
             assert not [what for what, times in seen.items() if times > 1], name
+
+    def _epoch(self, event: Event) -> int:
+        """How many settlements had been overturned by then: each may come again after that."""
+        return sum(e.block < event.block for e in self.job_events("Overturned"))
 
     async def check_end(self) -> None:
         """All of it, of a job that has ended: every wei of the escrow was earned or went back."""
