@@ -242,7 +242,7 @@ class Evidence:
         if (own.score_root, own.weights) != (settlement.score_root, settlement.weights):
             yield f"its scores have the root 0x{own.score_root.hex()} and weigh {own.weights:#x}"
         if facts is not None:
-            yield from _differences(self.facts, facts)
+            yield from differences(self.facts, facts)
         yield from self._wrong_medians()
         yield from self._wrong_leaves(previous_leaves)
 
@@ -277,7 +277,7 @@ class Evidence:
                 yield f"{who} has earned {leaf.cumulative_wei} wei in all, not {own.cumulative_wei}"
 
 
-def _differences(own: RoundFacts, chain: RoundFacts) -> Iterator[str]:
+def differences(own: RoundFacts, chain: RoundFacts) -> Iterator[str]:
     """Where evidence speaks of something else than what the chain has."""
     for field in fields(RoundFacts):
         ours, theirs = getattr(own, field.name), getattr(chain, field.name)

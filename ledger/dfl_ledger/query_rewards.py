@@ -124,13 +124,15 @@ class RewardRows(ABC):
             ).fetchall()
         return tuple(round_ for (round_,) in rows)
 
-    def seats_of(self, evaluator: str, job: int | None = None) -> tuple[tuple[JobId, int, int, int], ...]:
-        """Where an evaluator sits or sat: (job, round, panel, seat)."""
+    def seats_of(
+        self, evaluator: str | None, job: int | None = None
+    ) -> tuple[tuple[JobId, int, int, int], ...]:
+        """Where an evaluator (None: any) sits or sat: (job, round, panel, seat)."""
         with self.reading() as db:
             rows = db.execute(
-                "SELECT job, round, panel, seat FROM seats WHERE evaluator = ? AND (? IS NULL OR job = ?) "
-                "ORDER BY job, round, panel",
-                (evaluator, job, job),
+                "SELECT job, round, panel, seat FROM seats WHERE (? IS NULL OR evaluator = ?) "
+                "AND (? IS NULL OR job = ?) ORDER BY job, round, panel, seat",
+                (evaluator, evaluator, job, job),
             ).fetchall()
         return tuple((JobId(own), round_, panel, seat) for own, round_, panel, seat in rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, is_dataclass
-from enum import Enum
+from enum import Enum, Flag
 from typing import Any
 
 from dfl_ledger.records import Address, Cid, JobId, Kind, Leaf, Mode, Phase, ProofStep, Settlement
@@ -17,6 +17,8 @@ def to_json(value: Any) -> Any:
     """A row as plain JSON values; ints named `…_wei` become decimal strings."""
     if is_dataclass(value):
         return {f.name: _member(f.name, getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Flag):  # those that have a name: a chain may hold other bits
+        return [flag.name.lower() for flag in type(value) if flag.name and flag in value]
     if isinstance(value, Enum):
         return value.name.lower()
     if isinstance(value, bytes):

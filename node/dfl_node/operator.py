@@ -19,7 +19,9 @@ from dfl_ledger.errors import (
 from dfl_ledger.records import Cid, JobId
 from dfl_node import __version__, submission
 from dfl_node.api.service import DownloadBundle, JsonObject
+from dfl_node.assets import NewAsset
 from dfl_node.bundle import bundle
+from dfl_node.identity import checksum_address
 from dfl_node.net.doctor import diagnose
 from dfl_node.watching import job_view
 
@@ -161,6 +163,36 @@ class Operator:
                 {"job": claim.job, "round": claim.round, "amount_wei": str(amount_wei), "tx": receipt.tx}
             )
         return {"claims": claims, "total_wei": str(total_wei)}
+
+    # -- assets ---------------------------------------------------------------------------------------
+    async def mint_asset(self, asset: NewAsset) -> JsonObject:
+        ledger = self._parts.ledger
+        mint = partial(
+            ledger.mint_asset,
+            asset.kind,
+            asset.manifest,
+            asset.licence_word,
+            asset.uses,
+            asset.price_bps,
+            asset.parents,
+        )
+        number = await _in_thread(mint)
+        log.info("asset minted", asset=number, kind=asset.kind.name.lower(), manifest=str(asset.manifest))
+        return {"asset": str(number), "owner": ledger.address, **asset.to_json()}
+
+    async def price_asset(self, asset: int, price_bps: int) -> JsonObject:
+        receipt = await _in_thread(partial(self._parts.ledger.price_asset, asset, price_bps))
+        return {"asset": str(asset), "price_bps": price_bps, "tx": receipt.tx}
+
+    async def allow_asset(self, asset: int, user: str) -> JsonObject:
+        account = checksum_address(user)
+        receipt = await _in_thread(partial(self._parts.ledger.allow_asset, account, asset))
+        return {"asset": str(asset), "user": account, "tx": receipt.tx}
+
+    async def revoke_asset(self, asset: int) -> JsonObject:
+        receipt = await _in_thread(partial(self._parts.ledger.revoke_asset, asset))
+        log.info("asset revoked", asset=asset)
+        return {"asset": str(asset), "tx": receipt.tx}
 
 
 def _cid(text: str) -> Cid:

@@ -1,13 +1,16 @@
-"""A settlement gone through again by somebody who was not there: files, model, scores, split, tree, payouts.
+"""A settlement gone through again by somebody who was not there: medians, trees, model, scores, payouts.
 
 `verify_round` works on the ledger's rows and on files by CID, with a trainer of its own and nothing of a
-running node. What a mode thinks its pieces are worth is recomputed through `ModePart`, as the settler did it.
+running node. The money follows from the chain alone (recount.py). What the chain cannot tell, whether the
+model is what its pieces give and whether the evaluators measured what there was, is done again through
+`ModePart`, as an evaluator does it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
@@ -15,12 +18,12 @@ from typing import Any, Protocol, cast
 
 import trio
 
-from dfl_ledger import audit, evidence
-from dfl_ledger.errors import BlobNotFound, DflError, VerificationFailed
+from dfl_ledger import audit, evidence, recount
+from dfl_ledger.errors import BlobNotFound, DflError, UpdateRefused, VerificationFailed
 from dfl_ledger.evidence import Evidence
-from dfl_ledger.merkle import SumTree
+from dfl_ledger.facts import RoundFacts, Shares
 from dfl_ledger.query import LedgerRows
-from dfl_ledger.records import Address, Cid, JobId, Leaf, Settlement
+from dfl_ledger.records import NOBODY, REFUSED, Address, Cid, JobId, Leaf, Mode
 from dfl_ledger.rows import SettlementRow
 from dfl_node import jobspec
 from dfl_node.bases import keep_base
@@ -31,10 +34,10 @@ from dfl_node.modes.mode import Context, ModePart, open_mode
 from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
 from dfl_node.rounds import vocabulary as rounds
-from dfl_node.train.trainer import Trainer
+from dfl_node.train.trainer import Trainer, Verdict
 
 FETCH_S = 60.0
-_NOBODY = Address("0x" + "00" * 20)
+MAX_VARIANTS = 8  # of the round's pieces that a model is tried on
 
 
 class Files(Protocol):
@@ -81,20 +84,56 @@ class Verifier:
                 why="nothing was paid for it",
                 help_command=f"dfl-node job status {self.job}",
             )
-        found = await self._evidence(settled)
-        previous = await self._previous_leaves(round_)
-        self._check_tree(found, settled, previous)
-        await self._check_rows(found, settled)
-        await self._check_work(found)
+        facts = await _in_thread(self.rows.round_facts, self.job, round_)
+        await self._check_terms(facts)
+        found = await self._check_money(settled, facts)
+        await self._check_work(facts)
         await self._check_payouts(found)
 
-    # -- what was published ---------------------------------------------------------------------------
-    async def _evidence(self, settled: SettlementRow) -> Evidence:
+    async def _check_terms(self, facts: RoundFacts) -> None:
+        """What the chain pays is what the job's spec promises."""
+        job = await _in_thread(self.rows.job, self.job)
+        promised = Shares.of(self.spec.terms(Cid.parse(job.spec), facts.model))
+        self._require(
+            facts.shares == promised,
+            facts.round,
+            "terms",
+            f"the chain shares a round's budget as {facts.shares}, the job's spec as {promised}",
+        )
+
+    # -- the money: from the chain alone ----------------------------------------------------------------
+    async def _check_money(self, settled: SettlementRow, facts: RoundFacts) -> Evidence:
+        previous = await self._previous_leaves(settled.round)
+        stated, gone = await self._evidence(settled)
+        for finding in recount.recount(settled.settlement(), facts, previous, stated):
+            self._require(finding.holds, settled.round, finding.what, finding.detail)
+            self._ok(settled.round, finding.what, finding.detail)
+        if stated is None:  # what was settled is right, but why a piece was refused stands there alone
+            assert gone is not None  # noqa: S101
+            raise gone
+        await self._check_rows(settled, stated)
+        return stated
+
+    async def _check_rows(self, settled: SettlementRow, stated: Evidence) -> None:
+        """This node's ledger says the same to whoever asks it."""
+        for row, entry in zip(
+            await _in_thread(self.rows.revealed, self.job, settled.round), stated.entries, strict=True
+        ):
+            same = row.accepted is None or (row.accepted, row.why) == (entry.accepted, entry.why)
+            self._require(same, settled.round, "ledger", f"this node's ledger judges {row.id} otherwise")
+        same = not settled.leaves or settled.leaves == stated.leaves
+        self._require(same, settled.round, "ledger", "this node's ledger has other lines")
+
+    async def _evidence(self, settled: SettlementRow) -> tuple[Evidence | None, BlobNotFound | None]:
+        """None if it is not to be had, and why: whoever settled wrongly may well keep it to itself."""
         cid = Cid.parse(settled.evidence)
-        data = await self.files.get(cid, max_bytes=evidence.MAX_EVIDENCE_BYTES, timeout_s=FETCH_S)
+        try:
+            data = await self.files.get(cid, max_bytes=evidence.MAX_EVIDENCE_BYTES, timeout_s=FETCH_S)
+        except BlobNotFound as gone:
+            return None, gone
         found = Evidence.decode(data)
         self._ok(settled.round, "evidence", f"{len(data)} bytes, as {cid} names them")
-        return found
+        return found, None
 
     async def _previous_leaves(self, round_: int) -> tuple[Leaf, ...]:
         """Those of the settlement before: cumulative rewards go on from there."""
@@ -106,110 +145,99 @@ class Verifier:
         found.check(last)
         return found.leaves
 
-    def _check_tree(self, found: Evidence, settled: SettlementRow, previous: tuple[Leaf, ...]) -> None:
-        on_chain = Settlement(
-            self.job, settled.round, settled.root, settled.total_wei, Cid.parse(settled.evidence)
-        )
-        found.check(on_chain, previous)
-        tree = SumTree(found.leaves)
-        self._ok(settled.round, "sum tree", f"{len(tree.leaves)} leaves give root 0x{tree.root.hex()}")
-        paid_wei = sum(leaf.reward_wei for leaf in found.leaves)
-        self._ok(settled.round, "split", f"{paid_wei} of {found.round_budget_wei} wei follow from the scores")
-
-    async def _check_rows(self, found: Evidence, settled: SettlementRow) -> None:
-        """The evidence speaks of what the chain has."""
-        revealed = await _in_thread(self.rows.revealed, self.job, found.round)
-        stated = [(e.index, e.node, str(e.cid), e.samples) for e in found.entries]
-        on_chain = [(i, c.node, c.cid, c.samples) for i, c in enumerate(revealed)]
-        for own, chain in zip(stated, on_chain, strict=False):
-            self._require(
-                own == chain, found.round, "contributions", f"evidence has {own}, the chain {chain}"
-            )
-        self._require(
-            len(stated) == len(on_chain),
-            found.round,
-            "contributions",
-            f"evidence has {len(stated)}, the chain {len(on_chain)}",
-        )
-        models = await _in_thread(self.rows.models, self.job, found.round)
-        self._require(
-            (found.parent, found.model) == models,
-            found.round,
-            "models",
-            f"evidence has {found.parent} and {found.model}, the chain {models[0]} and {models[1]}",
-        )
-        self._require(
-            found.round_budget_wei == self.spec.reward.round_budget_wei,
-            found.round,
-            "budget",
-            f"evidence has {found.round_budget_wei} wei, the job's spec {self.spec.reward.round_budget_wei}",
-        )
-        for row, entry in zip(revealed, found.entries, strict=True):
-            same = row.accepted is None or (row.accepted, row.why) == (entry.accepted, entry.why)
-            self._require(same, found.round, "ledger", f"the ledger judges {row.id} otherwise")
-        self._require(
-            not settled.leaves or settled.leaves == found.leaves,
-            found.round,
-            "ledger",
-            "the ledger has other leaves",
-        )
-        self._ok(found.round, "chain", f"{len(stated)} contributions, both models and the budget are its own")
-
     # -- the work again -------------------------------------------------------------------------------
-    async def _check_work(self, found: Evidence) -> None:
-        rows = await _in_thread(self.rows.revealed, self.job, found.round)
-        revealed = await pieces.fetch(
+    async def _check_work(self, facts: RoundFacts) -> None:
+        rows = await _in_thread(self.rows.revealed, self.job, facts.round)
+        fetched = await pieces.fetch(
             cast(Parts, SimpleNamespace(store=self.files, channel=_Nobody())),
             rows,
-            objection=partial(self.mode.objection, found.round),
+            objection=partial(self.mode.objection, facts.round),
             max_bytes=self.mode.max_piece_bytes,
             patience_s=FETCH_S,
         )
-        revealed = self._as_judged(found, revealed)
-        model, verdicts = await self.mode.combine(found.round, found.parent, revealed)
-        self._require(
-            model == found.model, found.round, "model", f"published is {found.model}, recomputed {model}"
-        )
-        self._ok(found.round, "model", f"{len(rows)} pieces give {model}")
-        for entry, verdict in zip(found.entries, verdicts, strict=True):
-            self._require(
-                entry.accepted == verdict.accepted,
-                found.round,
-                "verdicts",
-                f"{entry.cid} was judged otherwise: {verdict.why or 'it is sound'}",
-            )
-        scores, method = await self.mode.worth(found.round, found.parent, revealed.accepted(verdicts))
-        self._require(method == found.method, found.round, "scores", f"by {found.method}, here {method}")
-        apart = 0
-        for entry, score in zip(found.entries, scores, strict=True):
-            wanted = score if entry.accepted else 0
-            apart = max(apart, abs(wanted - entry.score))
-            self._require(
-                abs(wanted - entry.score) <= TOLERANCE,
-                found.round,
-                "scores",
-                f"{entry.node} got {entry.score}e-9, recomputed {wanted}e-9",
-            )
-        how = "the same" if not apart else f"within {apart}e-9, as another machine's float32 may be"
-        self._ok(found.round, "scores", f"{len(scores)} by {method}: {how}")
+        judged = self._as_judged(facts, fetched)
+        verdicts = await self._check_model(facts, judged, fetched)
+        await self._check_scores(facts, judged.accepted(verdicts))
 
-    def _as_judged(self, found: Evidence, revealed: Revealed) -> Revealed:
-        """Without what the settler refused: that a piece did not arrive there cannot be seen here.
+    async def _check_model(
+        self, facts: RoundFacts, judged: Revealed, fetched: Revealed
+    ) -> tuple[Verdict, ...]:
+        """That it is what the pieces give. Gives the verdicts on those that counted.
+
+        Who published may have had a piece that the evaluators could not get, or have lacked one of theirs:
+        that is nobody's fault, and no fault of the model.
+        """
+        made, verdicts = await self.mode.combine(facts.round, facts.parent, judged)
+        how = ""
+        if made != facts.model:
+            how = await self._of_others(facts, judged, fetched)
+            why = f"published is {facts.model}, recomputed {made}"
+            self._require(bool(how), facts.round, "model", why)
+        publisher = await _in_thread(self.rows.publisher, self.job, facts.round)
+        self._require(
+            facts.median(facts.subjects - 1, publisher or NOBODY) >= 0,
+            facts.round,
+            "model",
+            f"the panel says that {facts.model} is not what the pieces give, and it is",
+        )
+        self._ok(facts.round, "model", f"{len(judged.rows)} pieces give {facts.model}{how}")
+        return verdicts
+
+    async def _of_others(self, facts: RoundFacts, judged: Revealed, fetched: Revealed) -> str:
+        """Of which pieces the model was made, if not of those that the panel accepted; "" if of none."""
+        variants = [(fetched, ", with what the panel refused")]
+        standing = [place for place, why in enumerate(judged.refused) if not why]
+        if self.spec.mode in (Mode.SYNC, Mode.ASYNC) and 1 < len(standing) <= MAX_VARIANTS:
+            for without in standing:
+                fewer = tuple("left out" if at == without else why for at, why in enumerate(judged.refused))
+                lacked = f", without {judged.rows[without].id}, which its publisher lacked"
+                variants.append((replace(judged, refused=fewer), lacked))
+        for pieces_, how in variants:
+            with suppress(UpdateRefused):
+                if (await self.mode.combine(facts.round, facts.parent, pieces_))[0] == facts.model:
+                    return how
+        return ""
+
+    def _as_judged(self, facts: RoundFacts, revealed: Revealed) -> Revealed:
+        """Without what the panel refused: that a piece did not arrive there cannot be seen here.
 
         Raises BlobNotFound when a piece that counted is not to be had, Mismatch when it may not count.
         """
         refused = []
-        for entry, why in zip(found.entries, revealed.refused, strict=True):
-            if not entry.accepted:
-                refused.append(why or entry.why or "refused")
+        for piece, median, why in zip(facts.contributions, facts.medians, revealed.refused, strict=False):
+            if median == REFUSED or not facts.judges:
+                refused.append(why or ("refused by the panel" if median == REFUSED else ""))
                 continue
             if why and not revealed.all_here and "nobody delivered" in why:
-                raise BlobNotFound(f"piece {entry.cid} of job {self.job} round {found.round}", why=why)
-            self._require(not why, found.round, "verdicts", f"{entry.cid} was accepted: {why}")
+                raise BlobNotFound(f"piece {piece.cid} of job {self.job} round {facts.round}", why=why)
+            self._require(not why, facts.round, "scores", f"{piece.cid} was accepted: {why}")
             refused.append("")
         return replace(revealed, refused=tuple(refused))
 
-    # -- the money ------------------------------------------------------------------------------------
+    async def _check_scores(self, facts: RoundFacts, standing: Revealed) -> None:
+        """What an evaluator would say now, against what the panel said."""
+        if not facts.judges:
+            self._ok(facts.round, "scores", "nobody scored: equal shares")
+            return
+        worths, method = await self.mode.worth(facts.round, facts.parent, standing)
+        apart, strays = 0, set[tuple[int, Address]]()
+        for subject, (why, worth) in enumerate(zip(standing.refused, worths, strict=True)):
+            measured, median = REFUSED if why else worth, facts.medians[subject]
+            outside = recount.outliers(facts, subject, measured)
+            off = abs(measured - median)  # beyond any tolerance if just one of them is REFUSED
+            self._require(
+                off <= TOLERANCE,
+                facts.round,
+                "scores",
+                f"{recount.name_of(facts, subject)} got {recount.shown(median)}, recomputed "
+                f"{recount.shown(measured)}; outside the tolerance: {_seats(outside) or 'no seat'}",
+            )
+            apart, strays = max(apart, off), strays | set(outside)
+        how = "the same" if not apart else f"within {apart}e-9, as another machine's float32 may be"
+        lone = f"; outside the tolerance, and outvoted: {_seats(sorted(strays))}" if strays else ""
+        self._ok(facts.round, "scores", f"{len(worths)} by {method}: {how}{lone}")
+
+    # -- the claims -----------------------------------------------------------------------------------
     async def _check_payouts(self, found: Evidence) -> None:
         claims = await _in_thread(audit.payments, self.rows, self.job)
         wrong = audit.payout_mismatch(claims, found.round, found.leaves)
@@ -226,6 +254,10 @@ class Verifier:
             raise Mismatch(f"job {self.job} round {round_} fails the check of its {what}", why=why)
 
 
+def _seats(found: Iterable[tuple[int, Address]]) -> str:
+    return ", ".join(f"seat {seat} ({evaluator})" for seat, evaluator in found)
+
+
 async def open_verifier(
     job: JobId, rows: LedgerRows, files: Files, trainer: Trainer, said: Callable[[Check], None]
 ) -> Verifier:
@@ -240,10 +272,10 @@ async def open_verifier(
         store=files,
         trainer=trainer,
         channel=_Nobody(),
-        ledger=SimpleNamespace(address=_NOBODY),
+        ledger=SimpleNamespace(address=NOBODY),
     )
     await keep_base(parts, spec)
-    context = Context(job, spec, parts, time.time, lambda: rounds.State(me=_NOBODY, trains=False))
+    context = Context(job, spec, parts, time.time, lambda: rounds.State(me=NOBODY, trains=False))
     return Verifier(job, spec, rows, files, open_mode(context), said)
 
 

@@ -26,6 +26,7 @@ from dfl_ledger.indexer import Indexer
 from dfl_node import jobspec
 from dfl_node.cli import cli
 from dfl_node.cli.start import start
+from dfl_node.specrewards import SharesSpec
 from tests.ledger.fake_chain import FakeChain, JobStory
 
 REPO = Path(__file__).parents[2]
@@ -251,7 +252,7 @@ def told_value(spec: jobspec.JobSpec, field: str) -> Any:
         return value.name.lower()
     if isinstance(value, tuple):
         return list(value)
-    return str(value // 10**18) if field in ("reward.round_budget", "reward.required_stake") else value
+    return str(value // 10**18) if field == "reward.round_budget" else value
 
 
 def test_the_job_specs_fields_are_those_of_the_code() -> None:
@@ -290,6 +291,9 @@ IN_WORDS = {  # defaults that depend on other fields, and what they come to in S
     "round.quorum": 3,
     "async.size": 3,
     "reward.valuation": "shapley",
+    "reward.bond": 33333333333333334,  # wei: 5 % of 1 VNX among 3 evaluators, twice and rounded up
+    "reward.required_stake": 33333333333333334,
+    "reward.shares": SharesSpec(evaluators_bps=500),
     "model.base": None,
     "model.lora": None,
 }

@@ -22,6 +22,10 @@ from dfl_node.localnet import LocalNet
 from .test_processes import DONE_S, EVIDENCE_S, earnings, ended, spec, start
 
 ROUNDS = 2
+ALL = [
+    *("evidence", "chain", "medians", "score tree", "rewards", "cumulative", "reward tree"),
+    *("model", "scores", "payouts"),
+]
 
 
 @dataclass
@@ -65,9 +69,11 @@ def test_a_contribution_is_explained(audited: Audited) -> None:
     code, told, text = run("ledger", "explain", f"{audited.job}.1.0", "--datadir", audited.datadir)
     assert code == 0, text
     assert told["contribution"]["id"] == f"{audited.job}.1.0"
-    budget, weight, total = (int(told[name]) for name in ("round_budget_wei", "weight", "total_weight"))
-    assert int(told["reward_wei"]) == budget * weight // total
-    assert told["formula"] == f"{budget} wei * {weight} // {total} = {told['reward_wei']} wei" or not weight
+    pot, weight, total = (int(told[name]) for name in ("pot_wei", "weight", "total_weight"))
+    assert int(told["reward_wei"]) == pot * weight // total
+    assert told["formula"] == f"{pot} wei * {weight} // {total} = {told['reward_wei']} wei" or not weight
+    assert len(told["judgements"]) == 3
+    assert told["median"] in [judged["score"] for judged in told["judgements"] if judged["counts"]]
     assert told["settlement_tx"].startswith("0x")
     assert told["settler"]
     assert (told["claim_tx"] is None) == bool(told["reason"])
@@ -81,7 +87,9 @@ def test_an_address_is_explained(audited: Audited) -> None:
     assert code == 0, text
     assert [row["contribution"]["round"] for row in told["contributions"]] == [1, 2]
     assert {row["contribution"]["node"] for row in told["contributions"]} == {me}
-    assert sum(int(row["reward_wei"]) for row in told["contributions"]) == int(told["earnings"]["earned_wei"])
+    assert {row["evaluator"] for row in told["evaluations"]} == {me}
+    lines = told["contributions"] + told["evaluations"]
+    assert sum(int(row["reward_wei"]) for row in lines) == int(told["earnings"]["earned_wei"])
     paid = [row for row in told["contributions"] if int(row["reward_wei"])]
     assert paid
     assert all(row["claim_tx"] and not row["reason"] for row in paid)
@@ -104,7 +112,7 @@ def test_a_payment_is_verified_through_the_running_node(audited: Audited, what: 
     assert told["rounds"] == {"job": [1, 2], "claim": [claim.round]}.get(what, [1])
     for number in told["rounds"]:
         done = [check["check"] for check in told["checks"] if check["round"] == number]
-        assert done == ["evidence", "sum tree", "split", "chain", "model", "scores", "payouts"]
+        assert done == ALL
     assert "verified" in text
 
 
@@ -119,16 +127,18 @@ def test_a_payment_is_verified_from_the_disk_of_a_stopped_node(audited: Audited,
     copy = copy_of(audited, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (copy / "store").rglob("*") if path.is_file()}
     code, told, text = run("ledger", "verify", f"{audited.job}.1", "--datadir", copy)
-    assert (code, len(told["checks"])) == (0, 7), text
+    assert (code, len(told["checks"])) == (0, len(ALL)), text
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing of it is written
 
 
 FORGERIES = {
     "a payment": ("UPDATE claims SET amount_wei = '5'", "payouts"),
-    "a contribution": ("UPDATE contributions SET samples = '7' WHERE idx = 1", "contributions"),
-    "a total": ("UPDATE settlements SET total_wei = '1'", "its leaves sum to"),
-    "a root": ("UPDATE settlements SET root = '0x' || hex(zeroblob(32))", "its leaves have the root"),
-    "a model": ("UPDATE rounds SET model = (SELECT spec FROM jobs)", "models"),
+    "a contribution": ("UPDATE contributions SET samples = '7' WHERE idx = 1", "contributions[1]"),
+    "a total": ("UPDATE settlements SET total_wei = '1'", "the check of its reward tree"),
+    "a root": ("UPDATE settlements SET root = '0x' || hex(zeroblob(32))", "settled is root 0x0000"),
+    "weights": ("UPDATE settlements SET weights = '1'", "the check of its score tree"),
+    "a vector": ("UPDATE seats SET vector = zeroblob(length(vector)) WHERE seat = 1", "its ballots[1]"),
+    "a model": ("UPDATE rounds SET model = (SELECT spec FROM jobs)", "its model is"),
     "a verdict": ("UPDATE contributions SET accepted = 0, why = 'no' WHERE idx = 0", "ledger"),
     "a leaf": ("UPDATE leaves SET reward_wei = '1'", "ledger"),
 }
@@ -159,16 +169,21 @@ def test_what_is_not_to_be_had_is_not_called_a_forgery(audited: Audited, tmp_pat
 def test_everything_is_exported(audited: Audited, tmp_path: Path) -> None:
     out = tmp_path / "rows.csv"
     code, told, text = run("ledger", "export", "--csv", out, "--datadir", audited.datadir)
-    assert (code, told["rows"]) == (0, 3 * ROUNDS), text
+    lines = 2 * 3 * ROUNDS  # everybody trains and judges
+    assert (code, told["rows"]) == (0, lines), text
     raw = out.read_bytes()
-    assert raw.count(b"\r\n") == 1 + 3 * ROUNDS == raw.count(b"\n")
+    assert raw.count(b"\r\n") == 1 + lines == raw.count(b"\n")
     with out.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     with audited.net.rows() as ledger:
         real = ledger.contributions(job=audited.job, limit=None)
-    assert [row["id"] for row in rows] == [c.id for c in real]
-    assert [int(row["reward_wei"]) for row in rows] == [c.reward_wei for c in real]
-    assert [float(row["score"]) for row in rows] == [c.score for c in real]
+        settled = ledger.job(audited.job)
+    assert settled is not None
+    own = [row for row in rows if row["kind"] == "update"]
+    assert [row["id"] for row in own] == [c.id for c in real]
+    assert [int(row["reward_wei"]) for row in own] == [c.reward_wei for c in real]
+    assert [float(row["score"]) for row in own] == [c.score for c in real]
+    assert sum(int(row["reward_wei"]) for row in rows) == settled.settled_wei
     assert run("ledger", "export", "--csv", out, "--datadir", audited.datadir)[0] == 2
     assert run("ledger", "export", "--csv", out, "--force", "--datadir", audited.datadir)[0] == 0
 

@@ -41,15 +41,15 @@ def contributors(net: LocalNet, job: JobId, round_: int) -> set[str]:
 
 
 def earnings(net: LocalNet, job: JobId) -> dict[str, int]:
-    """What each node earned in a job that has ended, once the evidence of all its settlements is checked."""
+    """What each node earned in a job that has ended, by training and by judging, once the evidence of all its
+    settlements is checked."""
     deadline = time.monotonic() + EVIDENCE_S
     with net.rows() as ledger:
         while True:
-            earned: dict[str, int] = {}
-            for row in ledger.contributions(job=job, limit=None):
-                earned[row.node] = earned.get(row.node, 0) + (row.reward_wei or 0)
-            found = ledger.job(job)
-            if found is not None and sum(earned.values()) == found.settled_wei:
+            found, settled = ledger.job(job), ledger.settlements(job)
+            leaves = ledger.leaves(job, settled[-1]["round"]) if settled else ()
+            earned = {str(leaf.account): leaf.cumulative_wei for leaf in leaves if not leaf.asset}
+            if found is not None and sum(earned.values()) == found.settled_wei and leaves:
                 return earned
             assert time.monotonic() < deadline, f"the rows lack evidence: {earned}, {found}"
             time.sleep(0.1)

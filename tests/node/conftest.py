@@ -21,6 +21,7 @@ from dfl_ledger.records import Cid
 from dfl_node.api.app import build_app
 from dfl_node.api.server import HttpServer, ServerLimits
 from dfl_node.api.service import BUNDLE_FILES, DownloadBundle
+from dfl_node.assets import NewAsset
 from dfl_node.datadir import NodeFile, remove_node_file, write_node_file
 
 ADDRESS = "0x00000000000000000000000000000000000000A1"
@@ -37,6 +38,7 @@ class FakeService:
     hangs: set[str] = field(default_factory=set)
     submitted: list[str] = field(default_factory=list)
     job_answers: list[dict[str, Any]] = field(default_factory=list)
+    assets: list[NewAsset] = field(default_factory=list)
 
     async def _enter(self, method: str) -> None:
         if method in self.hangs:
@@ -127,6 +129,23 @@ class FakeService:
     async def claim(self, job: int | None) -> dict[str, Any]:
         await self._enter("claim")
         return {"claims": [{"job": job or 1, "paid_wei": "5"}], "total_wei": "5"}
+
+    async def mint_asset(self, asset: NewAsset) -> dict[str, Any]:
+        await self._enter("mint_asset")
+        self.assets.append(asset)
+        return {"asset": str(len(self.assets)), "owner": ADDRESS, **asset.to_json()}
+
+    async def price_asset(self, asset: int, price_bps: int) -> dict[str, Any]:
+        await self._enter("price_asset")
+        return {"asset": str(asset), "price_bps": price_bps, "tx": "0x" + "22" * 32}
+
+    async def allow_asset(self, asset: int, user: str) -> dict[str, Any]:
+        await self._enter("allow_asset")
+        return {"asset": str(asset), "user": user, "tx": "0x" + "33" * 32}
+
+    async def revoke_asset(self, asset: int) -> dict[str, Any]:
+        await self._enter("revoke_asset")
+        return {"asset": str(asset), "tx": "0x" + "44" * 32}
 
 
 @dataclass

@@ -37,7 +37,9 @@ ROW = ContributionRow(
 )
 def test_a_formula_gets_an_apostrophe(hostile: str) -> None:
     assert csv_export.harmless(hostile) == f"'{hostile}"
-    (_, row) = csv.reader(io.StringIO(csv_export.text([replace(ROW, why=hostile)]), newline=""))
+    (_, row) = csv.reader(
+        io.StringIO(csv_export.text([csv_export.of_contribution(replace(ROW, why=hostile))]), newline="")
+    )
     assert row[csv_export.COLUMNS.index("why")] == f"'{hostile}"
 
 
@@ -50,7 +52,7 @@ def test_everything_else_stays_as_it_is(value: object, shown: str) -> None:
 
 
 def test_the_form_is_that_of_rfc_4180() -> None:
-    text = csv_export.text([replace(ROW, why='says "no", and\r\nmore')])
+    text = csv_export.text([csv_export.of_contribution(replace(ROW, why='says "no", and\r\nmore'))])
     assert text.startswith(",".join(csv_export.COLUMNS) + "\r\n")
     assert text.endswith("\r\n")
     assert '"says ""no"", and\r\nmore"' in text

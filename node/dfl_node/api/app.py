@@ -16,6 +16,7 @@ import ipaddress
 import json
 import zipfile
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any
 
 import structlog
 import trio
@@ -28,6 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from dfl_ledger.errors import DflError, TimedOut, UsageError, WalletError
 from dfl_node.api.errors import http_status, to_json
 from dfl_node.api.service import BUNDLE_FILES, DownloadBundle, NodeService
+from dfl_node.assets import NewAsset, read_number, read_price
 
 log = structlog.get_logger(__name__)
 
@@ -178,6 +180,10 @@ class _Api:
             ("GET", "/jobs/{job:int}/model", self.download),
             ("POST", "/jobs/{job:int}/cancel", self.cancel),
             ("POST", "/claims", self.claim),
+            ("POST", "/assets", self.mint),
+            ("POST", "/assets/{asset:int}/price", self.price),
+            ("POST", "/assets/{asset:int}/allow", self.allow),
+            ("POST", "/assets/{asset:int}/revoke", self.revoke),
         )
 
     async def status(self, _: Request) -> Response:
@@ -232,14 +238,27 @@ class _Api:
         return Response(packed, media_type="application/zip")
 
     async def claim(self, request: Request) -> Response:
-        try:
-            asked = json.loads(await _body(request, MAX_JSON_BYTES) or b"{}")
-            job = asked.get("job")
-        except (ValueError, AttributeError, RecursionError) as bad:
-            raise UsageError("the request's body is not a JSON object") from bad
+        job = (await _object(request)).get("job")
         if job is not None and (isinstance(job, bool) or not isinstance(job, int) or job < 0):
             raise UsageError("`job` is not a job's number")
         return JSONResponse(await self._service.claim(job))
+
+    async def mint(self, request: Request) -> Response:
+        asked = NewAsset.from_json(await _object(request))
+        return JSONResponse(await self._service.mint_asset(asked), 201)
+
+    async def price(self, request: Request) -> Response:
+        price_bps = read_price((await _object(request)).get("price_bps"))
+        return JSONResponse(await self._service.price_asset(_asset(request), price_bps))
+
+    async def allow(self, request: Request) -> Response:
+        user = (await _object(request)).get("user")
+        if not isinstance(user, str):
+            raise UsageError("`user` is not an address")
+        return JSONResponse(await self._service.allow_asset(_asset(request), user))
+
+    async def revoke(self, request: Request) -> Response:
+        return JSONResponse(await self._service.revoke_asset(_asset(request)))
 
 
 def pack_bundle(bundle: DownloadBundle) -> bytes:
@@ -271,6 +290,21 @@ async def _body(request: Request, max_bytes: int) -> bytes:
                     raise too_large
             continue
         raise TimedOut("the request's body did not come", why=f"{len(parts)} bytes, then too slow")
+
+
+def _asset(request: Request) -> int:
+    return read_number(request.path_params["asset"])
+
+
+async def _object(request: Request) -> dict[str, Any]:
+    """The body as a JSON object; nothing is an empty one."""
+    try:
+        asked = json.loads(await _body(request, MAX_JSON_BYTES) or b"{}")
+    except (ValueError, RecursionError) as bad:
+        raise UsageError("the request's body is not a JSON object") from bad
+    if not isinstance(asked, dict):
+        raise UsageError("the request's body is not a JSON object")
+    return asked
 
 
 async def _text(request: Request) -> str:

@@ -18,6 +18,7 @@ import httpx
 from dfl_ledger.errors import DflError, TimedOut, Unreachable, UsageError, WalletError
 from dfl_node.api.errors import from_json
 from dfl_node.api.service import BUNDLE_FILES
+from dfl_node.assets import NewAsset
 from dfl_node.datadir import find_node, not_running
 
 MAX_JSON_BYTES = 32 * 1024 * 1024
@@ -147,6 +148,25 @@ class NodeClient:
 
     def claim(self, job: int | None) -> dict[str, Any]:
         return self._json("POST", "/claims", "the claim to be mined", json={"job": job})
+
+    # -- assets ---------------------------------------------------------------------------------------
+    def put_bytes(self, data: bytes, what: str) -> dict[str, Any]:
+        """Store bytes that are no file yet."""
+        return self._json("POST", "/blobs", f"{what} to be stored", params={"pin": 1}, content=data)
+
+    def mint_asset(self, asset: NewAsset) -> dict[str, Any]:
+        return self._json("POST", "/assets", "the asset to be minted", json=asset.to_json())
+
+    def price_asset(self, asset: int, price_bps: int) -> dict[str, Any]:
+        what = f"asset {asset} to be priced"
+        return self._json("POST", f"/assets/{asset}/price", what, json={"price_bps": price_bps})
+
+    def allow_asset(self, asset: int, user: str) -> dict[str, Any]:
+        what = f"asset {asset} to be lent"
+        return self._json("POST", f"/assets/{asset}/allow", what, json={"user": user})
+
+    def revoke_asset(self, asset: int) -> dict[str, Any]:
+        return self._json("POST", f"/assets/{asset}/revoke", f"asset {asset} to be revoked")
 
     # -- the wire -------------------------------------------------------------------------------------
     @contextlib.contextmanager

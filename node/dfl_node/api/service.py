@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dfl_node.assets import NewAsset
+
 JsonObject = dict[str, Any]  # plain JSON values only; wei as decimal text, because JSON numbers lose digits
 
 BUNDLE_FILES = ("model.safetensors", "config.json", "README.md", "ledger-proof.json")
@@ -74,4 +76,20 @@ class NodeService(Protocol):
 
     async def claim(self, job: int | None) -> JsonObject:
         """Claim what was earned in one job, or in all; `claims` and `total_wei`."""
+        ...
+
+    async def mint_asset(self, asset: NewAsset) -> JsonObject:
+        """Make an asset of this wallet; `asset`, its number, and what it was made of."""
+        ...
+
+    async def price_asset(self, asset: int, price_bps: int) -> JsonObject:
+        """Ask another share of jobs that begin from now on; `asset`, `price_bps`, `tx`."""
+        ...
+
+    async def allow_asset(self, asset: int, user: str) -> JsonObject:
+        """Let one other wallet use it; `asset`, `user`, `tx`."""
+        ...
+
+    async def revoke_asset(self, asset: int) -> JsonObject:
+        """Take it from the market, for good; `asset`, `tx`."""
         ...

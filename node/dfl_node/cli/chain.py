@@ -95,7 +95,7 @@ def deploy(
     account = unlock(wallet, password_file)
     from dfl_ledger.deploy import deploy as deploy_contracts
 
-    note("Deploying four contracts …")
+    note("Deploying six contracts …")
     deployment = deploy_contracts(url, account, unbond_delay_s=unbond_delay)
     deployment.write(path)
     data = {"chain_id": deployment.chain_id, "contracts": deployment.addresses, "path": str(path.absolute())}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,12 +15,15 @@ from dfl_node.cli.output import Result, command_output, fields, known_error, not
 from dfl_node.datadir import ledger_path
 
 if TYPE_CHECKING:
-    from dfl_ledger.audit import Explanation, Place
+    from dfl_ledger.audit import Place
     from dfl_ledger.query import LedgerRows
     from dfl_ledger.rows import IndexState
+    from dfl_node.csv_export import Line
     from dfl_node.verifying import Check
 
 MOST_EXPLAINED = 20  # of an address's contributions, unless more are asked for
+KINDS = ("update", "hop", "stage", "feed")  # of contributions
+ASSET_KINDS = ("dataset", "model", "algorithm")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -31,11 +33,12 @@ def ledger() -> None:
     """See what was contributed and paid, and claim rewards."""
 
 
+def _kind_option(*kinds: str) -> Callable[[F], F]:
+    return click.option("--kind", type=click.Choice(kinds), help="Only of this kind.")
+
+
 def _filters(command: F) -> F:
     for option in (
-        click.option(
-            "--kind", type=click.Choice(["update", "hop", "stage", "feed"]), help="Only of this kind."
-        ),
         click.option("--round", "round_", type=click.IntRange(min=0), help="Only this round's."),
         click.option("--job", "job_id", type=click.IntRange(min=0), help="Only this job's."),
         click.option("--node", "who", metavar="ADDRESS", help="Only this node's."),
@@ -46,6 +49,7 @@ def _filters(command: F) -> F:
 
 @ledger.command()
 @_filters
+@_kind_option(*KINDS)
 @click.option(
     "--limit", type=click.IntRange(1, 1_000_000), default=1000, show_default=True, help="The newest so many."
 )
@@ -105,7 +109,9 @@ def show(contribution_id: str, datadir: Path) -> Result:
         "samples": found.samples,
         "score": _score(found.score),
         "reward": _paid(found.reward_wei),
-        "accepted": {None: "not settled yet", True: "yes", False: f"no: {found.why}"}[found.accepted],
+        "accepted": {None: "not settled yet", True: "yes", False: f"no: {found.why or 'by its evaluators'}"}[
+            found.accepted
+        ],
         "transaction": found.tx,
         "settled in": settlement["tx"] if settlement else None,
         "evidence": settlement["evidence"] if settlement else None,
@@ -120,76 +126,28 @@ def show(contribution_id: str, datadir: Path) -> Result:
     type=click.IntRange(1, 1_000_000),
     default=MOST_EXPLAINED,
     show_default=True,
-    help="Of an address: the newest so many.",
+    help="Of an address: the newest so many of each.",
 )
 @datadir_option
 @command_output
 def explain(target: str, limit: int, datadir: Path) -> Result:
     """Explain what a contribution (JOB.ROUND.INDEX), or all of an address, was paid, or why not.
 
-    Needs no running node.
+    Of an address: its contributions, the rounds that it judged, and its assets. Needs no running node.
     """
-    from dfl_ledger import audit
+    from dfl_ledger.explain import Explainer
     from dfl_ledger.query import open_ledger
+    from dfl_node.cli import explaining
     from dfl_node.identity import checksum_address
 
     with open_ledger(ledger_path(datadir)) as rows:
-        if not target.startswith("0x"):
-            found = rows.contribution(target)
-            if found is None:
-                raise _unknown(target)
-            told = audit.explain(rows, found, time.time())
-            return Result(told.to_json(), fields(_explained(told)))
-        account = checksum_address(target)
-        wanted = rows.contributions(node=account, limit=limit)
-        explained = [audit.explain(rows, c, time.time()) for c in wanted]
-        earned = rows.earnings(account)
-    data = {"earnings": earned.to_json(), "contributions": [e.to_json() for e in explained]}
-    headers = ("ID", "SCORE", "SHARE", "REWARD", "CLAIMED IN", "WHY UNPAID")
-    lines = [
-        (
-            e.contribution.id,
-            _score(e.contribution.score),
-            _share(e),
-            _paid(e.reward_wei),
-            e.claim_tx,
-            e.reason or None,
-        )
-        for e in explained
-    ]
-    summary = {
-        "account": earned.account,
-        "earned": vnx(earned.earned_wei),
-        "claimed": vnx(earned.claimed_wei),
-        "to claim": vnx(sum(c.amount_wei for c in earned.claimable)),
-    }
-    return Result(data, f"{fields(dict(summary))}\n\n{table(headers, lines)}")
-
-
-def _explained(e: Explanation) -> dict[str, object]:
-    c = e.contribution
-    return {
-        "contribution": c.id,
-        "node": c.node,
-        "what": f"{c.kind} of {c.samples} samples",
-        "cid": c.cid,
-        "transaction": c.tx,
-        "score": _score(c.score),
-        "scored by": ", ".join(e.evaluators) or e.settler,
-        "evidence": e.evidence,
-        "weight": None if e.weight is None else f"{e.weight} of {e.total_weight}",
-        "formula": e.formula,
-        "share": _share(e),
-        "reward": _paid(e.reward_wei),
-        "settled in": e.settlement_tx,
-        "claimed in": e.claim_tx,
-        "claimable at": _time(e.claimable_at),
-        "unpaid": e.reason or None,
-    }
-
-
-def _share(e: Explanation) -> str | None:
-    return None if e.share is None else f"{e.share:.2%} of {vnx(e.round_budget_wei)}"
+        explainer = Explainer(rows, time.time())
+        if target.startswith("0x"):
+            return explaining.of_account(rows, explainer, checksum_address(target), limit)
+        found = rows.contribution(target)
+        if found is None:
+            raise _unknown(target)
+        return explaining.of_contribution(explainer.contribution(found))
 
 
 @ledger.command()
@@ -198,7 +156,7 @@ def _share(e: Explanation) -> str | None:
 @timeout_option(600.0)
 @command_output
 def verify(target: str, datadir: Path, timeout_s: float) -> Result:
-    """Recompute what was paid: fetch the files, make model, scores, split and sum tree again, compare.
+    """Recompute what was paid, and compare: medians, both trees, rewards, the model, every score, payouts.
 
     TARGET is a job (1), a round (1.3), a contribution (1.3.0) or the transaction of a settlement, claim or
     contribution. Files come through the running node, or from its disk when none runs. Exits 6 with the first
@@ -289,6 +247,7 @@ async def _verify(
 )
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @_filters
+@_kind_option(*KINDS, "evaluation", *ASSET_KINDS)
 @datadir_option
 @command_output
 def export(
@@ -300,18 +259,43 @@ def export(
     kind: str | None,
     datadir: Path,
 ) -> Result:
-    """Write contributions with their money to a file for spreadsheets (RFC 4180). Needs no running node."""
+    """Write what was earned to a file for spreadsheets (RFC 4180). Needs no running node.
+
+    One line for each contribution, each seat of a round's panel, and each asset in each round that pays for
+    it.
+    """
     from dfl_ledger.query import open_ledger
     from dfl_node import csv_export
     from dfl_node.identity import checksum_address
 
     node = None if who is None else checksum_address(who)
     with open_ledger(ledger_path(datadir)) as rows:
-        found = rows.contributions(node=node, job=job_id, round_=round_, kind=kind, limit=None)
+        found = list(_lines(rows, node, job_id, round_, kind))
     if str(path) == "-":
         return Result({"rows": len(found), "csv": csv_export.text(found)}, csv_export.text(found).rstrip())
     csv_export.write(path, found, overwrite=force)
     return Result({"rows": len(found), "file": str(path)}, f"{len(found)} rows in {path}")
+
+
+def _lines(
+    rows: LedgerRows, node: str | None, job: int | None, round_: int | None, kind: str | None
+) -> Iterator[Line]:
+    """Contributions, then evaluators' seats, then assets, each in the order of their rounds."""
+    from dfl_ledger.explain import Explainer
+    from dfl_node import csv_export
+
+    if kind in (None, *KINDS):
+        for found in rows.contributions(node=node, job=job, round_=round_, kind=kind, limit=None):
+            yield csv_export.of_contribution(found)
+    explainer = Explainer(rows, time.time())
+    if kind in (None, "evaluation"):
+        for seat in explainer.evaluations(node, None, job):
+            if round_ in (None, seat.round) and seat.panel == 0:  # a juror of an appeal earns nothing
+                yield csv_export.of_evaluation(seat)
+    if kind in (None, *ASSET_KINDS):
+        for asset in explainer.assets(node, None, job):
+            if round_ in (None, asset.round) and kind in (None, asset.kind):
+                yield csv_export.of_asset(asset)
 
 
 @ledger.command()
@@ -342,12 +326,10 @@ def _unknown(contribution_id: str) -> UsageError:
 
 def _lag(index: IndexState) -> str:
     behind = f"{index.behind_blocks} blocks and {index.behind_s} s" if index.behind_blocks else "not"
-    seen = _time(index.indexed_time) if index.indexed_time else "never"
+    from dfl_node.cli.explaining import time_of
+
+    seen = time_of(index.indexed_time) if index.indexed_time else "never"
     return f"indexed to block {index.indexed_block} of {seen}, {behind} behind the head it saw last"
-
-
-def _time(second: int | None) -> str | None:
-    return None if second is None else datetime.fromtimestamp(second, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _paid(wei: int | None) -> str | None:

@@ -136,6 +136,25 @@ def test_a_claim_names_a_job_or_none(http: httpx.Client, body: str) -> None:
     assert http.post("/api/v1/claims", content=body).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/assets", "{}"),
+        ("/assets", "[]"),
+        ("/assets", "{"),
+        ("/assets/0/revoke", "{}"),
+        (f"/assets/{2**63}/revoke", "{}"),
+        ("/assets/1/price", "{}"),
+        ("/assets/1/price", '{"price_bps": 10001}'),
+        ("/assets/1/price", '{"price_bps": true}'),
+        ("/assets/1/allow", '{"user": 5}'),
+    ],
+)
+def test_what_is_asked_of_assets_is_checked(http: httpx.Client, path: str, body: str) -> None:
+    refused = http.post(f"/api/v1{path}", content=body)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (400, "UsageError")
+
+
 def test_a_claim_of_everything(http: httpx.Client) -> None:
     assert http.post("/api/v1/claims").json()["total_wei"] == "5"
     assert http.post("/api/v1/claims", json={"job": 3}).json()["claims"][0]["job"] == 3

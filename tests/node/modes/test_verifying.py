@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dfl_ledger import evidence
+from dfl_ledger import rewards, vectors
 from dfl_ledger.errors import BlobNotFound, VerificationFailed
-from dfl_ledger.evidence import EvidenceEntry
-from dfl_ledger.records import Cid, JobId, Leaf, Mode
+from dfl_ledger.facts import RoundFacts
+from dfl_ledger.records import REFUSED, Cid, JobId, Leaf, Mode
+from dfl_node.journal import Scores
 from dfl_node.modes.data_parallel import DataParallel
+from dfl_node.modes.judging import Judge
 from dfl_node.train.memory import MemoryTrainer
 from dfl_node.verifying import Check, open_verifier
 from tests.faults.matrix import JOBS
 from tests.faults.matrix import play as play_linked
 from tests.node.modes.world import World, play
 
-ALL = ["evidence", "sum tree", "split", "chain", "model", "scores", "payouts"]
+ALL = [
+    *("evidence", "chain", "medians", "score tree", "rewards", "cumulative", "reward tree"),
+    *("model", "scores", "payouts"),
+]
 
 
 async def verify(world: World, round_: int) -> list[Check]:
@@ -64,32 +70,32 @@ def lie_about_the_model(patch: pytest.MonkeyPatch, world: World) -> None:
 
 
 def lie_about_the_split(patch: pytest.MonkeyPatch, world: World) -> None:
-    honest = evidence.split
+    honest = rewards.leaves
 
-    def split(budget: int, entries: Any, before: Any) -> tuple[Leaf, ...]:
-        return honest(budget // 2, entries, before)
+    def leaves(facts: RoundFacts, before: Sequence[Leaf]) -> tuple[Leaf, ...]:
+        shares = replace(facts.shares, round_budget_wei=facts.shares.round_budget_wei // 2)
+        return honest(replace(facts, shares=shares), before)
 
-    patch.setattr(evidence, "split", split)
+    patch.setattr(rewards, "leaves", leaves)
 
 
 def lie_about_a_refusal(patch: pytest.MonkeyPatch, world: World) -> None:
     """An update that counted in the model is said to have been refused, so that it earns nothing."""
-    honest = EvidenceEntry.__post_init__
+    honest = Judge._measured
 
-    def refuse(self: EvidenceEntry) -> None:
-        honest(self)
-        if self.index == 0 and self.accepted:
-            for name, value in (("accepted", False), ("score", 0), ("why", "not good enough")):
-                object.__setattr__(self, name, value)
+    async def measured(self: Judge, *where: Any) -> Scores:
+        made = await honest(self, *where)
+        subjects = len(made.vector) // 8
+        return replace(made, vector=vectors.encode([REFUSED, *vectors.decode(made.vector, subjects)[1:]]))
 
-    patch.setattr(EvidenceEntry, "__post_init__", refuse)
+    patch.setattr(Judge, "_measured", measured)
 
 
 LIES: dict[str, tuple[Callable[[pytest.MonkeyPatch, World], None], str, list[str]]] = {
-    "scores": (lie_about_scores, "the check of its scores", ALL[:5]),
-    "model": (lie_about_the_model, "the check of its model", ALL[:4]),
-    "split": (lie_about_the_split, "is due", ALL[:1]),
-    "refusal": (lie_about_a_refusal, "the check of its model", ALL[:4]),
+    "scores": (lie_about_scores, "the check of its scores", ALL[:8]),
+    "model": (lie_about_the_model, "the check of its model", ALL[:7]),
+    "split": (lie_about_the_split, "the check of its rewards.*is due", ALL[:4]),
+    "refusal": (lie_about_a_refusal, "the check of its scores", ALL[:8]),
 }
 
 
