@@ -15,6 +15,8 @@ import pytest
 
 from dfl_node.localnet import LocalNet, LocalNode
 
+pytestmark = pytest.mark.xdist_group("networks")
+
 LISTENS_NOWHERE = "http://127.0.0.1:9"
 
 

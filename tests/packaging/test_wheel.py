@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("networks")
+
 REPO = Path(__file__).parents[2]
 CONTRACTS = ("VnxToken", "NodeRegistry", "TrainingJobs", "RewardDistributor")
 

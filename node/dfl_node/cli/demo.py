@@ -103,14 +103,13 @@ class _Demo:
 
     # -- the steps ------------------------------------------------------------------------------------
     def _start_nodes(self) -> None:
-        """The first node alone, so that the others have somebody to dial."""
+        """All at once: who is up first lists itself in the chain's registry, and the others find it there."""
         net = self._net
         for number in range(1, self._count + 1):
             first = (number - 1) * PARTS // self._count + 1
             last = number * PARTS // self._count
-            node = net.add_node("--shard", f"{first}:{last}/{PARTS}", "--data", "digits")
-            if number == 1:
-                net.wait_ready(node)
+            shard = ("--shard", f"{first}:{last}/{PARTS}", "--data", "digits")
+            net.add_node(*shard, roles="train,request,boot" if number == 1 else "train,request")
         net.wait_ready()
         for node in net.nodes:
             self._say(f"node {node.number} is ready: wallet {node.address}, peer {node.info['peer_id']}")
