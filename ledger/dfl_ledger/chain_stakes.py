@@ -41,6 +41,13 @@ class ChainStakes(ChainCalls):
     def delist(self) -> Receipt:
         return self._write(self._deployment.registry, "delist").receipt
 
+    def limit_seats(self, least_window_s: int, most_bond_wei: int) -> Receipt:
+        return self._write(self._deployment.registry, "limitSeats", least_window_s, most_bond_wei).receipt
+
+    def may_decline(self, node: Address, draw_block: int, window_s: int, bond_wei: int) -> bool:
+        asked = (node, draw_block, window_s, bond_wei)
+        return bool(self._read(self._deployment.registry, "mayDecline", *asked)[0])
+
     def is_evaluator(self, node: Address) -> bool:
         return bool(self._read(self._deployment.registry, "isEvaluator", node)[0])
 

@@ -47,6 +47,15 @@ class StakeLedger(Protocol):
         """Not be drawn any more, from this block on."""
         ...
 
+    def limit_seats(self, least_window_s: int, most_bond_wei: int) -> Receipt:
+        """Take, of panels drawn from this block on, no seat with less time for each phase, or with more to
+        lose for an offence. At most 600 s, and at least `min_evaluator_stake_wei`."""
+        ...
+
+    def may_decline(self, node: Address, draw_block: int, window_s: int, bond_wei: int) -> bool:
+        """True if an evaluator drawn from this block may leave a seat with this window and bond empty."""
+        ...
+
     def is_evaluator(self, node: Address) -> bool: ...
 
     def evaluator_weight_at(self, block: int) -> int:

@@ -95,8 +95,10 @@ class MemoryBoard:
             raise tx.refused("NothingHidden", **key)
         if seat in own.punished:
             raise tx.refused("AlreadyDone", **key)
-        own.punished.add(seat)
         evaluator = own.seats[seat].evaluator
+        if seat not in own.committed and self._may_decline(number, round_, own, evaluator):
+            raise tx.refused("SeatDeclined", **key, evaluator=evaluator)
+        own.punished.add(seat)
         tx.emit(_NAME, "ScoresWithheld", **key, evaluator=evaluator)
         self._slash(tx, number, evaluator)
 
@@ -383,6 +385,14 @@ class MemoryBoard:
 
     def _phase(self, number: int, round_: int, panel: int, now: int) -> PanelPhase:
         return self.panel(number, round_, panel, now).phase
+
+    def _may_decline(self, number: int, round_: int, own: Panel, evaluator: Address) -> bool:
+        """An evaluator that has committed has taken its seat, and is not asked about."""
+        job = self._jobs.jobs[number]
+        publication = job.publication(round_)
+        assert publication is not None  # its panel is drawn  # noqa: S101
+        draw_block, bond_wei = own.draw_block or publication.seal_block, job.terms.bond_wei
+        return self._registry.may_decline(evaluator, draw_block, own.window_s, bond_wei)
 
     def _done_panel(self, tx: Transaction, number: int, round_: int, panel: int) -> Panel:
         own = self._panels[number, round_, panel]

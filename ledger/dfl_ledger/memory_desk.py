@@ -56,10 +56,11 @@ class MemoryDesk(ABC):
     # -- opening and joining --------------------------------------------------------------------------
     def create(self, tx: Transaction, terms: JobTerms) -> JobId:
         check_terms(tx, terms, self._registry, self._assets)
-        self._token.move(tx.call, tx.sender, self._vault, terms.rounds * terms.round_budget_wei)
+        escrow_wei = terms.rounds * terms.round_budget_wei
+        self._token.move(tx.call, tx.sender, self._vault, escrow_wei)
         number = JobId(len(self.jobs) + 1)
         job = Job(number, tx.sender, terms, terms.model, tx.timestamp + terms.open_window_s)
-        job.key = terms.seal_anchor
+        job.key, job.held_wei = terms.seal_anchor, escrow_wei
         self.jobs[number] = job
         tx.emit(
             _NAME,
@@ -208,7 +209,7 @@ class MemoryDesk(ABC):
         amount = self.refundable_wei(number, tx.timestamp)
         if amount == 0:
             raise tx.refused("NothingToRefund", job=number)
-        job.refunded_wei += amount
+        job.held_wei -= amount
         self._token.move(tx.call, self._vault, job.requester, amount)
         tx.emit(_NAME, "Refunded", job=number, to=job.requester, amount=amount)
 
@@ -224,7 +225,8 @@ class MemoryDesk(ABC):
         """The job, the round's position and the least number of payees, if it may be settled now."""
         job = self.get(tx, number)
         position = position_to_settle(tx, job, round_)
-        least, most = job.spent_wei, job.spent_wei + job.terms.round_budget_wei
+        # never less than the budget, but where more was claimed than was settled
+        least, most = job.spent_wei, job.spent_wei + min(job.held_wei, job.terms.round_budget_wei)
         if not least <= total <= most:
             raise tx.refused("TotalOutOfRange", job=number, total=total, least=least, most=most)
         payees = job.published[position].payees
@@ -235,11 +237,21 @@ class MemoryDesk(ABC):
             payees = max(payees, seated)
         return job, position, payees
 
-    def retake(self, tx: Transaction, number: int, round_: int, previous_total: int) -> None:
+    def release(self, job: Job, position: int, total: int) -> int:
+        """Hand over the money of a round that `check_release` found may be settled; gives the amount."""
+        amount = total - job.spent_wei
+        job.settled = position + 1
+        job.held_wei -= amount
+        job.spent_wei = total
+        return amount
+
+    def retake(self, tx: Transaction, number: int, round_: int, previous_total: int, amount: int) -> None:
+        """`amount` is what is left of what this settlement and those after it were handed."""
         job = self.get(tx, number)
         position = job.position(round_)
         assert position is not None  # it was settled  # noqa: S101
         job.settled = position
+        job.held_wei += amount
         job.spent_wei = previous_total
         job.reopened_at = tx.timestamp
         tx.emit(_NAME, "RoundReopened", job=number, round=round_)

@@ -79,9 +79,7 @@ class MemoryDistributor:
         if before is not None:  # it pays no fewer payees, and is final no earlier
             claimable_at = max(claimable_at, before.claimable_at)
             payees = max(payees, before.payees)
-        account.unclaimed_wei += total - job.spent_wei
-        job.settled = position + 1
-        job.spent_wei = total
+        account.unclaimed_wei += self._jobs.release(job, position, total)
         opening = Opening(settlement.score_root, settlement.weights, settler)
         self.settlements[number, round_] = SettlementState(
             JobId(number),
@@ -168,7 +166,10 @@ class MemoryDistributor:
         account = self._accounts[number]
         previous = self.settlements.get((number, settled.previous_round))
         previous_total = previous.total_wei if previous is not None else 0
-        account.unclaimed_wei -= self.settlements[number, account.head].total_wei - previous_total
+        # Earlier settlements that contradict each other can pay more than their own: that much is gone.
+        handed = self.settlements[number, account.head].total_wei - previous_total
+        amount = min(handed, account.unclaimed_wei)
+        account.unclaimed_wei -= amount
         account.head = settled.previous_round
         account.epoch += 1
         for key in [key for key in self.settlements if key[0] == number and key[1] >= round_]:
@@ -176,7 +177,7 @@ class MemoryDistributor:
         challenger = self._registry.principal_of(tx.sender)
         found = {"challenger": challenger, "settler": settler, "why": int(why)}
         tx.emit(_NAME, "Overturned", job=number, round=round_, **found)
-        self._jobs.retake(tx, number, round_, previous_total)
+        self._jobs.retake(tx, number, round_, previous_total, amount)
         self._registry.slash(tx, settler, self._jobs.jobs[number].terms.bond_wei, challenger)
 
     def _settler(self, tx: Transaction, job: int, required: int) -> Address:

@@ -41,11 +41,11 @@ class Job:
     commits: int = 0
     reveals: int = 0
     draw: int = 0
+    held_wei: int = 0  # of the escrow, what no round has earned yet
     spent_wei: int = 0
-    refunded_wei: int = 0
     voids: int = 0  # in a row
     cancel_requested: bool = False
-    seal_block: int = 0  # in which COMMIT of the round closed
+    seal_block: int = 0  # in which AGGREGATE of the round opened
     settled: int = 0  # published rounds that are settled, or were passed over
     reopened_at: int = 0  # when a settlement was last overturned
     active: dict[Address, int] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Job:
             self.reveals,
             self.draw,
             self.spent_wei,
-            self.refunded_wei,
+            self.terms.rounds * self.terms.round_budget_wei - self.held_wei - self.spent_wei,
             self.candidate,
         )
 
@@ -175,6 +175,5 @@ def position_to_settle(tx: Transaction, job: Job, round_: int) -> int:
 
 def refundable_wei(job: Job, timestamp: int) -> int:
     """What is held, but for the budget of each published round that may still be settled."""
-    held = job.terms.rounds * job.terms.round_budget_wei - job.spent_wei - job.refunded_wei
     open_ = sum(1 for p in job.published[job.settled :] if timestamp < job.until(p.published_at))
-    return held - open_ * job.terms.round_budget_wei
+    return max(0, job.held_wei - open_ * job.terms.round_budget_wei)

@@ -49,7 +49,7 @@ class MemoryJobs(MemoryDesk):
         )
         # more than enough may have committed, if one that was expected was shut out
         if job.commits >= min(job.terms.target or job.expected, job.expected):
-            self._close_commit(tx, job)
+            self._enter(tx, job, Phase.REVEAL, job.terms.reveal_window_s)
 
     def reveal(self, tx: Transaction, shown: Contribution, salt: bytes) -> None:
         number, round_ = shown.job, shown.round
@@ -180,7 +180,7 @@ class MemoryJobs(MemoryDesk):
                     job.active[lease.node] = 0  # whoever misses its lease joins again
                 self._next_lease(tx, job)
             case Phase.COMMIT if job.commits >= quorum:
-                self._close_commit(tx, job)
+                self._enter(tx, job, Phase.REVEAL, job.terms.reveal_window_s)
             case Phase.REVEAL if job.reveals >= quorum:
                 self._open_aggregate(tx, job)
             case _:
@@ -207,13 +207,9 @@ class MemoryJobs(MemoryDesk):
         else:
             self._void(tx, job)
 
-    def _close_commit(self, tx: Transaction, job: Job) -> None:
-        job.seal_block = tx.block
-        self._enter(tx, job, Phase.REVEAL, job.terms.reveal_window_s)
-
     def _open_aggregate(self, tx: Transaction, job: Job) -> None:
-        if job.is_chained:
-            job.seal_block = tx.block
+        # not before: whoever knew which place is audited could reveal so as to come at another
+        job.seal_block = tx.block
         job.draw = self._blocks.randomness(job.job, job.round) % job.reveals
         self._enter(tx, job, Phase.AGGREGATE, job.terms.aggregate_window_s)
 

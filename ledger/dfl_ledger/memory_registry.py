@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dfl_ledger.memory_chain import Blocks, Token, Transaction
 from dfl_ledger.memory_evaluators import Evaluators
@@ -11,8 +11,18 @@ from dfl_ledger.records import NOBODY, Address, NodeRecord
 
 MAX_BOOT_ADDRS = 8
 MAX_BOOT_ADDR_BYTES = 256
+MAX_LEAST_WINDOW_S = 600  # seconds of a scoring phase that are enough for every evaluator
 REPORTER_BPS = 1000  # what who reports an offence gets of what is slashed
 _NAME = "NodeRegistry"
+
+
+@dataclass(frozen=True)
+class SeatLimits:
+    """Which seats an evaluator takes."""
+
+    least_window_s: int
+    most_bond_wei: int
+    since: int  # the block in which it said so
 
 
 class MemoryRegistry:
@@ -35,6 +45,7 @@ class MemoryRegistry:
         self.evaluators = Evaluators(blocks)
         self._named: dict[Address, Address] = {}
         self._acts_for: dict[Address, Address] = {}
+        self._seat_limits: dict[Address, SeatLimits] = {}
 
     def is_bonded(self, node: Address) -> bool:
         record = self.nodes.get(node)
@@ -142,6 +153,27 @@ class MemoryRegistry:
         if not self.evaluators.holds(own):
             raise tx.refused("NotEnlisted", node=own)
         self._set_weight(tx, own, 0)
+
+    def limit_seats(self, tx: Transaction, least_window_s: int, most_bond_wei: int) -> None:
+        least = self.min_evaluator_stake_wei
+        if least_window_s > MAX_LEAST_WINDOW_S or most_bond_wei < least:
+            raise tx.refused(
+                "SeatLimitOutOfRange",
+                leastWindow=least_window_s,
+                mostWindow=MAX_LEAST_WINDOW_S,
+                mostBond=most_bond_wei,
+                leastBond=least,
+            )
+        own = self.principal_of(tx.sender)
+        self._seat_limits[own] = SeatLimits(least_window_s, most_bond_wei, tx.block)
+        tx.emit(_NAME, "SeatsLimited", node=own, leastWindow=least_window_s, mostBond=most_bond_wei)
+
+    def may_decline(self, node: Address, draw_block: int, window_s: int, bond_wei: int) -> bool:
+        """True if an evaluator drawn from this block need not take a seat with this window and bond."""
+        limits = self._seat_limits.get(node)
+        if limits is None or draw_block < limits.since:  # nobody gets out of a seat that it may know of
+            return False
+        return window_s < limits.least_window_s or bond_wei > limits.most_bond_wei
 
     def slash(self, tx: Transaction, node: Address, amount: int, reporter: Address) -> None:
         """On the word of jobs, score board or distributor. Nothing in here is refused."""

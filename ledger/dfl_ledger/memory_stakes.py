@@ -37,6 +37,14 @@ class MemoryStakes(MemoryWallet):
     def delist(self) -> Receipt:
         return self._send("delist", self._chain.registry.delist)
 
+    def limit_seats(self, least_window_s: int, most_bond_wei: int) -> Receipt:
+        return self._send(
+            "limitSeats", lambda tx: self._chain.registry.limit_seats(tx, least_window_s, most_bond_wei)
+        )
+
+    def may_decline(self, node: Address, draw_block: int, window_s: int, bond_wei: int) -> bool:
+        return self._chain.registry.may_decline(node, draw_block, window_s, bond_wei)
+
     def is_evaluator(self, node: Address) -> bool:
         return self._chain.registry.evaluators.holds(node)
 

@@ -546,6 +546,44 @@ def check_more_than_was_settled_is_never_claimed(world: World) -> None:
         requester.claim(job, 2, two.leaves[1], two.proof(1))
 
 
+def check_what_was_claimed_twice_saves_no_later_settlement(world: World) -> None:
+    """Rounds 1 and 2 gave the same money to one node each, and nobody objected in time."""
+    requester, job, (a, b) = open_job(world, replace(TERMS, rounds=3, bond_wei=STAKE, settle_window_s=20_000))
+    lines = (
+        [Leaf(a.address, 0, 0, BUDGET, BUDGET), Leaf(b.address, 0, 0, 0, 0)],
+        [Leaf(a.address, 0, 0, 0, 0), Leaf(b.address, 0, 0, 2 * BUDGET, 2 * BUDGET)],
+        [Leaf(a.address, 0, 0, 0, 0), Leaf(b.address, 0, 0, 0, 3 * BUDGET)],
+    )
+    played = [play(job, (a, b)) for _ in lines]
+    (first, one), (second, two), (third, three) = (
+        settlement_of(round_, leaves, None) for round_, leaves in zip(played, lines, strict=True)
+    )
+    a.settle(first)
+    a.settle(second)
+    world.reach(requester.final_at(job))
+    a.settle(third)
+    requester.claim(job, 1, one.leaves[0], one.proof(0))
+    requester.claim(job, 2, two.leaves[1], two.proof(1))
+    assert requester.unclaimed_wei(job) == 0
+
+    before = (two.leaves[1], two.proof(1))
+    requester.challenge_cumulative(job, 3, opening_of(third, a), 1, three.leaves[1], three.proof(1), *before)
+    assert requester.settlement(job, 3) is None
+    assert stake(a) == 0
+    # Nothing of the escrow is left, for the third round or the requester; and none is another job's.
+    spent = 2 * BUDGET
+    assert (requester.unclaimed_wei(job), requester.refundable_wei(job)) == (0, 0)
+    found = state(requester, job)
+    assert (found.spent_wei, found.refunded_wei) == (spent, BUDGET)
+    with refused("TotalOutOfRange", total=spent + 1, least=spent, most=spent):
+        b.settle(replace(third, total_wei=spent + 1))
+    b.settle(replace(third, total_wei=spent))
+    world.reach(requester.final_at(job) + 20_000)
+    assert requester.refundable_wei(job) == 0
+    with refused("NothingToRefund", job=job):
+        requester.refund(job)
+
+
 MONEY_CHECKS: tuple[Callable[[World], None], ...] = (
     check_assets,
     check_terms_of_scoring,
@@ -560,4 +598,5 @@ MONEY_CHECKS: tuple[Callable[[World], None], ...] = (
     check_a_tree_that_is_none_is_overturned,
     check_a_score_line_too_many_is_overturned,
     check_more_than_was_settled_is_never_claimed,
+    check_what_was_claimed_twice_saves_no_later_settlement,
 )

@@ -28,7 +28,21 @@ from tests.conformance.ledger_bench import (
     stake,
     words,
 )
-from tests.conformance.ledger_story import ETHER, STAKE, TERMS, World, cid, member, refused, salt, state, work
+from tests.conformance.ledger_story import (
+    ETHER,
+    STAKE,
+    TERMS,
+    World,
+    cid,
+    commit_all,
+    member,
+    refused,
+    reveal_all,
+    salt,
+    state,
+    turns,
+    work,
+)
 
 AUDITED = replace(SCORED, audits=1)
 
@@ -98,6 +112,86 @@ def check_evaluators(world: World) -> None:
         b.unbond()
         assert not a.is_evaluator(b.address)
         assert a.evaluator_weight_at(a.head()) == 20 * ETHER
+
+
+def check_nobody_is_punished_for_a_seat_it_declined(world: World) -> None:
+    """Whoever creates a job that gives nobody time for its scores must not live on the bonds."""
+    with bench(world, 20, 30, 50) as judges:
+        quick, bold, late = judges
+        least = quick.min_evaluator_stake_wei()
+        for window_s, bond_wei in ((601, STAKE), (600, least - 1)):
+            with refused("SeatLimitOutOfRange", leastWindow=window_s, mostBond=bond_wei, mostWindow=600):
+                quick.limit_seats(window_s, bond_wei)
+        assert not quick.may_decline(quick.address, quick.head(), 1, 2**96 - 1)
+        quick.limit_seats(301, 2**96 - 1)
+        bold.limit_seats(300, BOND)
+        (limited,) = (e for e in quick.events(quick.head(), quick.head()) if e.name == "SeatsLimited")
+        assert limited.args == {"node": bold.address, "leastWindow": 300, "mostBond": BOND}
+        since = quick.head()
+        for window_s, bond_wei, declined in ((300, BOND, False), (299, 0, True), (300, BOND + 1, True)):
+            assert bold.may_decline(bold.address, since, window_s, bond_wei) is declined
+            assert not bold.may_decline(bold.address, since - 1, window_s, bond_wei)
+
+        requester, job, nodes = open_job(world, SCORED)
+        play(job, nodes)
+        publication = requester.publication(job, 1)
+        assert publication is not None
+        late.limit_seats(600, least)  # after the block that the panel is drawn from
+        assert late.may_decline(late.address, late.head(), SCORED.score_window_s, BOND)
+        requester.draw(job, 1)
+        world.reach(requester.panel(job, 1).reveal_until)
+        for number, seat in enumerate(requester.seats(job, 1)):
+            before = requester.node(seat.evaluator)
+            assert before is not None
+            if seat.evaluator == quick.address:
+                with refused("SeatDeclined", seat=number, evaluator=quick.address):
+                    requester.punish_seat(job, 1, 0, number)
+                assert requester.node(seat.evaluator) == before
+            else:
+                requester.punish_seat(job, 1, 0, number)
+                assert requester.node(seat.evaluator) == replace(before, stake_wei=before.stake_wei - BOND)
+
+
+def check_whoever_commits_has_taken_its_seat(world: World) -> None:
+    with bench(world, 20, 30, 50) as judges:
+        for ledger in judges:
+            ledger.limit_seats(600, STAKE)
+        requester, job, nodes = open_job(world, SCORED)
+        played = play(job, nodes)
+        judge(judges[:1], played, alike(judges[:1], (1, 2, 1)))
+        finish(world, played)
+        for number, seat in enumerate(requester.seats(job, 1)):
+            if seat.evaluator == judges[0].address:
+                requester.punish_seat(job, 1, 0, number)
+            else:
+                with refused("SeatDeclined", seat=number):
+                    requester.punish_seat(job, 1, 0, number)
+        assert [stake(ledger) for ledger in judges] == [20 * ETHER - BOND, 30 * ETHER, 50 * ETHER]
+
+
+def check_the_seal_is_the_block_of_the_last_contribution(world: World) -> None:
+    """While anyone could choose when to reveal, nobody knew who would be audited."""
+    _, job, nodes = open_job(world, TERMS)
+    commit_all(nodes, job)
+    committed = nodes[0].head()
+    reveal_all(nodes, job)
+    sealed = nodes[0].head()
+    turns(nodes, job)[0][1].publish_model(job, 1, cid("model 1"))
+    first = nodes[0].publication(job, 1)
+    assert first is not None
+    assert committed < first.seal_block == sealed < nodes[0].head()
+
+    # Not all have revealed: it is the block in which their time was called over.
+    other, few, members = open_job(world, replace(TERMS, quorum=1))
+    commit_all(members, few)
+    reveal_all(members[:1], few)
+    world.reach(state(other, few).deadline)
+    other.advance(few)
+    called = other.head()
+    turns(members[:1], few)[0][1].publish_model(few, 1, cid("model 1"))
+    second = other.publication(few, 1)
+    assert second is not None
+    assert second.seal_block == called
 
 
 def check_the_draw_is_the_stakes_and_the_block(world: World) -> None:
@@ -415,6 +509,9 @@ def check_juries_and_panels_do_not_mix(world: World) -> None:
 PANEL_CHECKS: tuple[Callable[[World], None], ...] = (
     check_stake_and_delegates,
     check_evaluators,
+    check_nobody_is_punished_for_a_seat_it_declined,
+    check_whoever_commits_has_taken_its_seat,
+    check_the_seal_is_the_block_of_the_last_contribution,
     check_the_draw_is_the_stakes_and_the_block,
     check_scores,
     check_the_median_is_by_stake_and_without_the_judged,
