@@ -251,7 +251,10 @@ def told_value(spec: jobspec.JobSpec, field: str) -> Any:
         return value.name.lower()
     if isinstance(value, tuple):
         return list(value)
-    return str(value // 10**18) if field in ("reward.round_budget", "reward.required_stake") else value
+    if field == "reward.shares":
+        bps = dataclasses.asdict(value)
+        return {name.removesuffix("_bps"): number / 100 for name, number in bps.items() if number}
+    return str(value // 10**18) if field == "reward.round_budget" else value
 
 
 def test_the_job_specs_fields_are_those_of_the_code() -> None:
@@ -266,6 +269,7 @@ def test_the_job_specs_fields_are_those_of_the_code() -> None:
     real = {field.name for field in dataclasses.fields(jobspec.JobSpec)} - parts.keys() - {"buffer"}
     for part, kind in parts.items():
         real |= {f"{part}.{field.name.removesuffix('_wei')}" for field in dataclasses.fields(kind)}
+    real.remove("reward.seal_anchor")  # follows from the keys; nobody writes it
     assert spec_rows().keys() == real
 
 
@@ -290,6 +294,8 @@ IN_WORDS = {  # defaults that depend on other fields, and what they come to in S
     "round.quorum": 3,
     "async.size": 3,
     "reward.valuation": "shapley",
+    "reward.bond": 33333333333333334,  # wei: twice a third of 5 percent of 1 VNX
+    "reward.required_stake": 33333333333333334,
     "model.base": None,
     "model.lora": None,
 }
