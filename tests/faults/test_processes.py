@@ -45,12 +45,10 @@ def earnings(net: LocalNet, job: JobId) -> dict[str, int]:
     deadline = time.monotonic() + EVIDENCE_S
     with net.rows() as ledger:
         while True:
-            earned: dict[str, int] = {}
-            for row in ledger.contributions(job=job, limit=None):
-                earned[row.node] = earned.get(row.node, 0) + (row.reward_wei or 0)
-            found = ledger.job(job)
-            if found is not None and sum(earned.values()) == found.settled_wei:
-                return earned
+            found, missing = ledger.job(job), ledger.index_state().missing_evidence
+            earned = {node.address: ledger.earnings(node.address).earned_wei for node in net.nodes}
+            if found is not None and not missing and sum(earned.values()) == found.settled_wei:
+                return dict(earned)
             assert time.monotonic() < deadline, f"the rows lack evidence: {earned}, {found}"
             time.sleep(0.1)
 
