@@ -166,8 +166,12 @@ async def _open(
     jobs: dict[JobId, JobPart] = {}
 
     async def limit_for(job: JobId, node: Address) -> int | None:
-        """What members of our jobs may ask us to hold."""
-        if job not in jobs or await in_thread(ledger.active_round, job, node) == 0:
+        """What members of our jobs, and those who judge them, may ask us to hold."""
+        if job not in jobs:
+            return None
+        if await in_thread(ledger.active_round, job, node) == 0 and not await in_thread(
+            rows.seats_of, node, job
+        ):
             return None
         part = jobs[job]
         return max(part.spec.training.max_update_bytes, part.max_piece_bytes, MAX_EVIDENCE_BYTES)

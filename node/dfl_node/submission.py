@@ -65,6 +65,11 @@ async def _checked(node: Node, toml: str) -> tuple[JobSpec, int]:
             why="it runs without the role `request`",
             help_command="dfl-node start --roles train,request …",
         )
+    for field, wanted in (("audits", spec.reward.audits), ("sealed", spec.reward.sealed)):
+        if (
+            wanted
+        ):  # the contracts and the rules know it; without nodes that act on it the job would not begin
+            raise SpecInvalid(f"reward.{field}", "is not done by nodes of this version yet")
     ledger = node.parts.ledger
     held_wei = await trio.to_thread.run_sync(ledger.balance_wei, ledger.address)
     if held_wei < spec.budget_wei:

@@ -17,13 +17,17 @@ from dfl_node.rounds.vocabulary import (
     Advance,
     Aggregate,
     ChainMoved,
+    Challenge,
+    Charge,
     Commit,
     Failed,
     Finished,
     Join,
     Judge,
     Mine,
+    Offence,
     Refund,
+    Report,
     Reveal,
     Seat,
     Settle,
@@ -36,6 +40,7 @@ from dfl_node.rounds.vocabulary import (
     Unsettled,
     Watch,
     Work,
+    Wrong,
 )
 
 ME = Address("0x" + "11" * 20)
@@ -206,6 +211,29 @@ def test_the_requester_opens_a_shard_when_it_is_due() -> None:
     assert asked(replace(look(Phase.REVEAL, active=0), sealed=4), state=State(me=ME, trains=False)) == (
         Unseal(4),
     )
+
+
+def test_a_wrong_settlement_is_overturned_before_anything_else_is_settled() -> None:
+    """What is settled on top of it would fall with it."""
+    due = (Unsettled(2, 5, 500),)
+    over = look(Phase.COMPLETED, unsettled=due)
+    assert asked(over) == (Settle(2),)
+    assert asked(replace(over, wrong=1)) == (Challenge(1),)
+
+
+def test_an_offence_is_reported_when_it_is_our_turn() -> None:
+    offence = Offence(Wrong.SCORES_WITHHELD, REQUESTER, 2, 1)
+    charged = replace(look(Phase.COMPLETED), charges=(Charge(offence, 14.0),))
+    state, actions = step(State(me=ME, trains=True), charged, 10)
+    assert actions == ()
+    assert wake_at(state, 10) == 14.0
+    assert asked(charged, now=14) == (Report(offence),)
+
+
+def test_an_ended_job_is_looked_at_now_and_then_until_the_last_settlement_is_final() -> None:
+    state, _ = step(State(me=ME, trains=True), replace(look(Phase.COMPLETED), final_at=12), 10)
+    assert wake_at(state, 10) == 12
+    assert wake_at(state, 12) == 12 + rounds.LOOK_S
 
 
 def test_settling_waits_for_no_training() -> None:

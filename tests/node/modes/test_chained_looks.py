@@ -49,6 +49,9 @@ class MovingLedger:
         self._next()
         return False
 
+    def now(self) -> int:
+        return 0
+
     def _next(self) -> tuple[JobState, Lease]:
         return self._story.pop(0) if len(self._story) > 1 else self._story[0]
 
@@ -64,7 +67,8 @@ def test_a_lease_that_is_ours_comes_with_the_hop_that_gave_it_to_us(their_calls:
     """Else we would go on from an older model, and be refused for it."""
     first, ours, last = MOMENTS
     ledger = MovingLedger([first] * their_calls + [ours] * our_calls + [last])
-    rows = SimpleNamespace(unsettled_rounds=lambda _: (), open_jobs=lambda: (JOB.job,))
+    nothing = ("unsettled_rounds", "open_settlements", "withheld", "judged_rounds", "members", "nodes")
+    rows: Any = SimpleNamespace(open_jobs=lambda: (JOB.job,), **{name: lambda *_: () for name in nothing})
     journal = SimpleNamespace(round_opened=lambda *_: None)
     parts: Any = SimpleNamespace(
         ledger=ledger, rows=rows, journal=journal, trains=True, data={"digits": None}, share_rows=False

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from dfl_ledger.records import Kind, Phase
+from dfl_ledger.records import REFUSED, Kind, Phase
 from dfl_node.modes.model_parallel import ModelParallel
 from dfl_node.modes.pipeline.files import Record, StageFile, StageHeader
 from dfl_node.modes.pipeline.plan import Finish, Point
@@ -73,7 +73,7 @@ def test_a_piece_that_is_made_up_is_refused_and_the_stages_make_the_model(
         assert (state.phase, state.completed) == (Phase.COMPLETED, 1)
         assert len(pieces(world, 1, Kind.STAGE)) >= 2
         (entry,) = (e for e in world.evidence(1).entries if e.node == world.machines[LIAR].address)
-        assert (entry.accepted, entry.score) == (False, 0)
+        assert (entry.accepted, entry.score) == (False, REFUSED)
         assert entry.why
         await world.check_end()
 

@@ -56,41 +56,26 @@ from tests.node.modes.machines import (
     is_absence,
     peer_id_of_machine,
 )
+from tests.node.modes.terms import BUDGET_WEI, COMPUTE_WEI, JUDGING_WEI, SCORE_S, SPEC, STAKE_WEI, T0
+
+__all__ = [
+    "BUDGET_WEI",
+    "COMPUTE_WEI",
+    "JUDGING_WEI",
+    "SCORE_S",
+    "STAKE_WEI",
+    "Machine",
+    "Running",
+    "When",
+    "World",
+    "cid_of",
+    "open_world",
+    "play",
+    "virtual_time",
+]
 
 T = TypeVar("T")
 Story = Callable[["World"], Awaitable[None]]
-
-T0 = 1_750_000_000  # Unix seconds when a story begins
-SCORE_S = 20
-STAKE_WEI = 10 * ETHER  # of each node
-BUDGET_WEI = 10**18 + 1  # a round's; odd, so that a division leaves a remainder
-JUDGING_WEI = BUDGET_WEI * 500 // 10_000  # of it, what is for those who judge
-COMPUTE_WEI = BUDGET_WEI - JUDGING_WEI
-SPEC = """
-name = "story"
-app = "digits"
-[model]
-name = "mlp"
-[training]
-rounds = {rounds}
-local_steps = 5
-batch_size = 8
-lr = 0.1
-max_update_bytes = 4096
-[round]
-min_nodes = {min_nodes}
-quorum = {quorum}
-open_s = 40
-commit_s = 30
-reveal_s = 20
-aggregate_s = 40
-settle_s = {settle_s}
-challenge_s = 10
-[reward]
-round_budget = "1.000000000000000001"
-valuation = "shapley"
-score_s = 20
-"""
 
 
 class World:
@@ -195,7 +180,7 @@ class World:
         box: list[Running] = []
 
         async def limit_for(job: JobId, node: Address) -> int | None:
-            if job not in box[0].jobs or ledger.active_round(job, node) == 0:
+            if job not in box[0].jobs or not (ledger.active_round(job, node) or rows.seats_of(node, job)):
                 return None
             part = box[0].jobs[job]
             return max(part.spec.training.max_update_bytes, part.max_piece_bytes, MAX_EVIDENCE_BYTES)
