@@ -65,7 +65,7 @@ test-contracts: setup ## Under Hardhat; then under forge, for the lines and bran
 	npm run --silent coverage
 
 test-python: setup $(STAMP)/js-ipfs ## Side by side on up to four cores: tests/conftest.py says what stays together
-	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --no-loadscope-reorder
 
 test-long: setup $(STAMP)/js-ipfs forge mutate ## Minutes to hours: whatever is marked `long`, and the contracts at length
 	$(BIN)/python -m pytest -m long
