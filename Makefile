@@ -11,6 +11,8 @@ WITH_FORGE := PATH="$(CURDIR)/contracts/analysis/bin:$$PATH"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3.11
+# Tests that wait for a chain or a process leave a core free: one worker more than cores, and no more than five.
+WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 4 ? n + 1 : 5 )))
 
 .PHONY: demo test test-python test-contracts test-long forge halmos mutate check slither setup bench bench-modes bench-attacks bench-gas docs-output clean
 
@@ -63,7 +65,7 @@ test-contracts: setup ## Under Hardhat; then under forge, for the lines and bran
 	npm run --silent coverage
 
 test-python: setup $(STAMP)/js-ipfs ## Side by side on up to four cores: tests/conftest.py says what stays together
-	$(BIN)/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --no-loadscope-reorder
 
 test-long: setup $(STAMP)/js-ipfs forge halmos mutate ## Minutes to hours: whatever is marked `long`, and the contracts at length
 	$(BIN)/python -m pytest -m long

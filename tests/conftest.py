@@ -1,22 +1,57 @@
-"""What holds for every test: no promise of time on a busy machine, the same examples in each run, and what
-may run beside what."""
+"""What holds for every test: no promise of time on a busy machine, the same examples in each run, what may
+run beside what, and where files go."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("dfl", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dfl")
 
-HERE = Path(__file__).parent
+# Each of these runs a network of real processes, which keeps a small machine busy: one at a time.
+NETWORKS = frozenset(
+    f"tests/{file}.py"
+    for file in (
+        "faults/test_auditing",
+        "faults/test_commands",
+        "faults/test_modes",
+        "faults/test_processes",
+        "interop/test_job_on_kubo",
+        "interop/test_kubo_bitswap",
+        "interop/test_kubo_rpc",
+        "modes/test_demo",
+        "modes/test_examples",
+        "node/cli/test_demo",
+        "packaging/test_wheel",
+    )
+)
+MEMORY = Path("/dev/shm")  # noqa: S108 - pytest makes a directory of its own in there, 0700
+ROOM_BYTES = 4 << 30  # a run leaves less than one
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n`: a file stays on one worker, where its fixtures live. Tests that start many processes
-    are in a group of their own, `networks`: one such test keeps a small machine busy."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(HERE).as_posix()))
+def pytest_configure() -> None:
+    """Files in memory where there is room: journals sync each line, which on a disk is most of a test's time.
+
+    Nothing is proven less by it: a process that is killed loses no write, synced or not.
+    """
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+class _Lanes(LoadScopeScheduling):
+    """For `pytest -n`: a file stays on one worker, where its fixtures live; networks stay on one together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "networks" if file in NETWORKS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return _Lanes(config, log)

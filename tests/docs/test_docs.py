@@ -26,7 +26,6 @@ from dfl_ledger.indexer import Indexer
 from dfl_node import jobspec
 from dfl_node.cli import cli
 from dfl_node.cli.start import start
-from dfl_node.specrewards import SharesSpec
 from tests.ledger.fake_chain import FakeChain, JobStory
 
 REPO = Path(__file__).parents[2]

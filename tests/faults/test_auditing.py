@@ -21,8 +21,6 @@ from dfl_node.localnet import LocalNet
 
 from .test_processes import DONE_S, EVIDENCE_S, earnings, ended, spec, start
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 ROUNDS = 2
 ALL = [
     *("evidence", "chain", "medians", "score tree", "rewards", "cumulative", "reward tree"),

@@ -15,8 +15,6 @@ import pytest
 
 from dfl_node.localnet import LocalNet, LocalNode
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 LISTENS_NOWHERE = "http://127.0.0.1:9"
 
 

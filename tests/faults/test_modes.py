@@ -16,8 +16,6 @@ from tests.faults.references import check_models
 from tests.faults.test_network import OVERDUE_S, overdue_s
 from tests.faults.test_processes import DONE_S, assert_paid_once, ended
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 NODES, ROUNDS = 4, 3
 STRUCK = 2  # the round in which somebody dies
 BUDGET_WEI = 100 * 10**18  # of a round

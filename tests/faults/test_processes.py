@@ -7,14 +7,10 @@ import signal
 import time
 from typing import Any
 
-import pytest
-
 from dfl_ledger.records import JobId
 from dfl_node.localnet import LocalNet, LocalNode
 
 from .conftest import SPEC
-
-pytestmark = pytest.mark.xdist_group("networks")
 
 # When to give up, on a machine that may be busy: no promise of the product.
 DONE_S = 400.0

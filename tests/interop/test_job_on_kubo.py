@@ -11,8 +11,6 @@ from tests.faults.conftest import SPEC
 from tests.faults.test_processes import earnings
 from tests.interop.support import js_ipfs
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 
 def test_a_job_runs_on_a_node_behind_a_daemon_and_one_with_the_embedded_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

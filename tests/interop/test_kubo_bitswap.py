@@ -23,8 +23,6 @@ from tests.conformance.blob_store import content
 from tests.interop.support import COMMAND_S, Kubo, kubo
 from tests.node.net.support import config_of
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 log = structlog.get_logger(__name__)
 
 TWENTY_MB = 20_000_000

@@ -30,10 +30,7 @@ from tests.interop.support import js_ipfs
 from tests.node.store.support import dial, gateway, libp2p_host, over_gateway, peer
 
 # urllib3 2 warns of a parameter that ipfshttpclient passes; kubo.py silences it, pytest turns it on again.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The 'strict' parameter:FutureWarning"),
-    pytest.mark.xdist_group("networks"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The 'strict' parameter:FutureWarning")
 
 WITHIN_S = 60
 

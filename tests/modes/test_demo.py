@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 # In the other modes examples run in the fast suite, and deaths in virtual time.
 LONG = pytest.mark.long
 MODES = ("pipeline", *(pytest.param(mode, marks=LONG) for mode in ("sync", "async", "chained")))

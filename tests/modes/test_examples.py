@@ -10,8 +10,6 @@ import pytest
 from dfl_node.localnet import LocalNet
 from tests.faults.test_processes import DONE_S, assert_paid_once, ended
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NODES = 4
 BUDGET_WEI = 100 * 10**18  # of a round, in every example

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 REPO = Path(__file__).parents[2]
 CONTRACTS = ("VnxToken", "NodeRegistry", "TrainingJobs", "RewardDistributor")
 

@@ -15,8 +15,6 @@ import pytest
 from dfl_ledger.records import Cid
 from dfl_node.identity import checksum_address
 
-pytestmark = pytest.mark.xdist_group("networks")
-
 NODES, ROUNDS = 2, 2
 MAX_RESIDENT_BYTES = 450 << 20  # a node with its trainer, while it trains the CNN of the demo
 TIMEOUT_S = 300
