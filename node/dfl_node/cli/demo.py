@@ -20,11 +20,13 @@ from dfl_node.cli.output import Result, command_output, note, table, vnx
 if TYPE_CHECKING:
     from dfl_ledger.records import JobId
     from dfl_ledger.rows import ContributionRow
+    from dfl_node.cli.comparison import Comparison
     from dfl_node.localnet import LocalNet, LocalNode
     from dfl_node.train.trainer import Evaluation
 
 PARTS = 12  # the training images are cut into so many parts, shared out evenly
 MAX_NODES = 12
+ROLES = "train,request,evaluate"
 CLAIM_S = 60.0  # for one node's claim
 
 
@@ -70,9 +72,12 @@ class _Demo:
     def __init__(
         self, net: LocalNet, job: DemoJob, nodes: int, rounds: int, kill_one: bool, timeout_s: float
     ) -> None:
+        from dfl_node import jobspec
+
         self._net = net
         self._job = job
-        self._spec = job.spec(nodes=nodes, rounds=rounds)
+        self._text = job.spec(nodes=nodes, rounds=rounds)
+        self._spec = jobspec.parse(self._text)
         self._count = nodes
         self._rounds = rounds
         self._kill_one = kill_one
@@ -82,12 +87,20 @@ class _Demo:
         self._killed: Killed | None = None
 
     def run(self) -> Result:
+        from dfl_node.cli.comparison import Comparison
+
         net = self._net
         self._say(f"a development chain runs at {net.chain.rpc_url}, its contracts are deployed")
         self._start_nodes()
-        job = net.submit(self._spec)
+        job = net.submit(self._text)
         rounds = f"{self._rounds} {self._job.unit}s, 100 VNX each, in escrow"
         self._say(f"job {job} submitted, mode {self._job.mode}: {rounds}")
+        planned = None if self._kill_one else self._job.samples(nodes=self._count, rounds=self._rounds)
+        with Comparison(self._spec, planned) as comparison:
+            return self._run(job, comparison)
+
+    def _run(self, job: JobId, comparison: Comparison) -> Result:
+        net = self._net
         final = net.watch(job, _settled, timeout_s=self._timeout_s, on_change=self._tell, on_look=self._look)
         if final["phase"] != "completed":
             raise DflError(
@@ -97,7 +110,9 @@ class _Demo:
         output = net.root / "model"
         net.cli("job", "download", str(job), "-o", str(output), "--datadir", self._datadir())
         self._say(f"the model was downloaded to {output}")
-        federated, central = self._evaluate(output, final)
+        federated, samples = self._evaluate(output), self._samples(job)
+        self._say(f"waiting for the same model trained centrally on {samples} samples, to compare")
+        central = comparison.after(samples)
         data = self._data(job, final, claimed, output, federated, central)
         return Result(data, text=self._summary(data))
 
@@ -109,7 +124,7 @@ class _Demo:
             first = (number - 1) * PARTS // self._count + 1
             last = number * PARTS // self._count
             shard = ("--shard", f"{first}:{last}/{PARTS}", "--data", "digits")
-            net.add_node(*shard, roles="train,request,boot" if number == 1 else "train,request")
+            net.add_node(*shard, roles=ROLES + (",boot" if number == 1 else ""))
         net.wait_ready()
         for node in net.nodes:
             self._say(f"node {node.number} is ready: wallet {node.address}, peer {node.info['peer_id']}")
@@ -199,31 +214,21 @@ class _Demo:
         with self._net.rows() as ledger:
             return {node.address: ledger.earnings(node.address).earned_wei for node in self._net.nodes}
 
-    def _evaluate(self, output: Path, final: dict[str, Any]) -> tuple[Evaluation, Evaluation]:
-        """The downloaded model and a central run with as many samples, on images the network never saw."""
+    def _evaluate(self, output: Path) -> Evaluation:
+        """The downloaded model, on images the network never saw."""
         import trio
 
-        from dfl_node import jobspec
-        from dfl_node.modes.mode import training_config
         from dfl_node.specrules import model_config
         from dfl_node.train.process import open_trainer
 
-        spec = jobspec.parse(self._spec)
-        samples = self._samples(final["job"])
         weights = (output / "model.safetensors").read_bytes()
 
-        async def run() -> tuple[Evaluation, Evaluation]:
-            # Nobody else trains any more: all cores are ours.
-            async with open_trainer(threads=os.cpu_count() or 1) as trainer:
-                holdout = await trainer.holdout_rows(spec.app)
+        async def run() -> Evaluation:
+            async with open_trainer(nice=0) as trainer:
+                holdout = await trainer.holdout_rows(self._spec.app)
                 self._holdout().write_bytes(holdout)
-                federated = await trainer.evaluate(model_config(spec), weights, holdout)
-                central = await trainer.train_central(
-                    model_config(spec), training_config(spec), spec.app, samples
-                )
-                return federated, central
+                return await trainer.evaluate(model_config(self._spec), weights, holdout)
 
-        self._say(f"training the same model centrally on {samples} samples, to compare")
         return trio.run(run)
 
     def _samples(self, job: JobId) -> int:

@@ -77,6 +77,11 @@ class DemoJob:
             of_mode=of_mode,
         )
 
+    def samples(self, *, nodes: int, rounds: int) -> int:
+        """That go into the model if nobody is late: a pipeline's stages all see the same ones."""
+        pieces = {"async": max(1, nodes - 1), "pipeline": 1}.get(self.mode, nodes)
+        return rounds * pieces * self.steps * self.batch
+
 
 # Windows are wide, because a training that half of one cannot hold is cut short: on a busy machine a model is
 # made later, and not worse. A death costs at most one window.
