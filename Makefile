@@ -11,8 +11,8 @@ WITH_FORGE := PATH="$(CURDIR)/contracts/analysis/bin:$$PATH"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3.11
-# Tests that wait for a chain or a process leave a core free: one worker more than cores, and no more than five.
-WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 4 ? n + 1 : 5 )))
+# Two workers more than cores, for the networks that mostly wait, and no more than six.
+WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 4 ? n + 2 : 6 )))
 
 .PHONY: demo test test-python test-contracts test-long forge halmos mutate check slither setup bench bench-modes bench-attacks bench-gas docs-output clean
 

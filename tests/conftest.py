@@ -15,14 +15,15 @@ from xdist.scheduler import LoadScopeScheduling
 settings.register_profile("dfl", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("dfl")
 
-# Each of these runs a network of real processes, which keeps a small machine busy: one at a time.
-NETWORKS = frozenset(
-    f"tests/{file}.py"
-    for file in (
+# These run networks of real processes, which mostly wait: two lanes, in each one network at a time.
+LANES = {
+    "networks that fail": (
         "faults/test_auditing",
         "faults/test_commands",
         "faults/test_modes",
         "faults/test_processes",
+    ),
+    "networks that work": (
         "interop/test_job_on_kubo",
         "interop/test_kubo_bitswap",
         "interop/test_kubo_rpc",
@@ -30,8 +31,9 @@ NETWORKS = frozenset(
         "modes/test_examples",
         "node/cli/test_demo",
         "packaging/test_wheel",
-    )
-)
+    ),
+}
+LANE_OF = {f"tests/{file}.py": lane for lane, files in LANES.items() for file in files}
 MEMORY = Path("/dev/shm")  # noqa: S108 - pytest makes a directory of its own in there, 0700
 ROOM_BYTES = 4 << 30  # a run leaves less than one
 
@@ -46,11 +48,11 @@ def pytest_configure() -> None:
 
 
 class _Lanes(LoadScopeScheduling):
-    """For `pytest -n`: a file stays on one worker, where its fixtures live; networks stay on one together."""
+    """For `pytest -n`: a file stays on one worker, where its fixtures live; so does a lane of networks."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "networks" if file in NETWORKS else file
+        return LANE_OF.get(file, file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:

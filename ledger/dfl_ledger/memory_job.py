@@ -73,6 +73,11 @@ class Job:
     def is_chained(self) -> bool:
         return self.terms.mode is Mode.CHAINED
 
+    @property
+    def refunded_wei(self) -> int:
+        """With what was claimed beyond what is settled: as the contract has it, whatever is neither."""
+        return self.terms.rounds * self.terms.round_budget_wei - self.held_wei - self.spent_wei
+
     def state(self) -> JobState:
         return JobState(
             self.job,
@@ -88,7 +93,7 @@ class Job:
             self.reveals,
             self.draw,
             self.spent_wei,
-            self.terms.rounds * self.terms.round_budget_wei - self.held_wei - self.spent_wei,
+            self.refunded_wei,
             self.candidate,
         )
 

@@ -22,7 +22,7 @@ from dfl_ledger.errors import (
     UpdateRefused,
 )
 from dfl_ledger.records import Event, JobId, JobState, Mode
-from dfl_node import jobspec
+from dfl_node import enlisting, jobspec
 from dfl_node.bases import keep_base
 from dfl_node.config import NodeConfig, Role
 from dfl_node.modes.evidence_keeper import EvidenceKeeper
@@ -104,23 +104,7 @@ class Node:
         self._enter_panels(staked + missing)
 
     def _enter_panels(self, stake_wei: int) -> None:
-        """Be drawn to judge rounds, or not any longer: whoever is drawn and stays silent loses a bond."""
-        ledger, me = self.ledger, self.ledger.address
-        listed, willing = ledger.is_evaluator(me), Role.EVALUATE in self.config.roles
-        least_wei = ledger.min_evaluator_stake_wei()
-        if willing and not listed and stake_wei >= max(least_wei, 1):
-            ledger.enlist()
-            log.info("enlisted as an evaluator", stake_wei=str(stake_wei))
-        elif willing and not listed:
-            log.info(
-                "too little stake to judge rounds",
-                staked_wei=str(stake_wei),
-                required_wei=str(least_wei),
-                help="dfl-node start --stake VNX …",
-            )
-        elif listed and not willing:
-            ledger.delist()
-            log.info("no evaluator any longer")
+        enlisting.enter_panels(self.ledger, stake_wei, willing=Role.EVALUATE in self.config.roles)
 
     # -- the chain ------------------------------------------------------------------------------------
     async def follow_chain(self) -> None:

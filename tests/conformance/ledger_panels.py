@@ -60,6 +60,9 @@ def check_stake_and_delegates(world: World) -> None:
     assert hot.principal_of(hot.address) == hot.address
     hot.act_for(cold.address)
     assert (hot.principal_of(hot.address), cold.delegate_of(cold.address)) == (cold.address, hot.address)
+    hot.limit_seats(2, STAKE)
+    assert cold.may_decline(cold.address, cold.head(), 1, STAKE)
+    assert not cold.may_decline(hot.address, cold.head(), 1, STAKE)
     with refused("IsDelegate", delegate=hot.address, node=cold.address):
         hot.register(b"k" * 32, 0, [])
     with refused("DelegateIsNode", delegate=cold.address):

@@ -57,6 +57,7 @@ RACES = frozenset(
         "StillScoring",
         "ShardNotDue",
         "AlreadyJudged",
+        "SeatDeclined",
         "NothingWithheld",
         "NotSettled",
         "NotActive",

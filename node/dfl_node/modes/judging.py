@@ -66,7 +66,8 @@ class Judge:
     def seats(self) -> tuple[Seat, ...]:
         """Ours, of rounds that are being judged, oldest first. Blocks.
 
-        A seat binds whoever has it, even if the node has given the role up since the draw.
+        A seat binds whoever has it, even if the node has given the role up since the draw; but not one that
+        its limits let it leave empty.
         """
         if not self._spec.reward.evaluators:
             return ()
@@ -80,6 +81,8 @@ class Judge:
                 continue
             seat = ledger.seat(self._job, round_, 0, number)  # None before the draw
             committed = seat is not None and any(seat.root)
+            if not committed and self._may_decline(round_, me):
+                continue
             shown = ledger.seat_of(self._job, round_, 0, me) if committed else None
             found.append(
                 Seat(
@@ -98,6 +101,13 @@ class Judge:
     def _number(self, round_: int, me: Address) -> int | None:
         seats = self._parts.ledger.seats(self._job, round_)
         return next((number for number, seat in enumerate(seats) if seat.evaluator == me), None)
+
+    def _may_decline(self, round_: int, me: Address) -> bool:
+        """Whether a seat of ours gives too little time or puts too much at stake. A draw that was put off
+        only makes more of them so."""
+        ledger, reward = self._parts.ledger, self._spec.reward
+        found = ledger.publication(self._job, round_)
+        return found is not None and ledger.may_decline(me, found.seal_block, reward.score_s, reward.bond_wei)
 
     # -- judging --------------------------------------------------------------------------------------
     async def judge(self, round_: int) -> None:

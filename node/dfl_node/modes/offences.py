@@ -16,12 +16,19 @@ from dfl_ledger.rows_rewards import PanelRow
 from dfl_node.rounds.vocabulary import Offence, Wrong
 
 
-def of_panel(facts: RoundFacts, panel: PanelRow, publisher: Address | None, denounced: bool) -> list[Offence]:
-    """What is still to be reported of a round whose panel is done."""
+def of_panel(
+    facts: RoundFacts,
+    panel: PanelRow,
+    publisher: Address | None,
+    *,
+    denounced: bool,
+    declined: Collection[int],
+) -> list[Offence]:
+    """What is still to be reported of a round whose panel is done. `declined`: seats that may stay empty."""
     found = [
         Offence(Wrong.SCORES_WITHHELD, seat.evaluator, facts.round, seat.seat)
         for seat in panel.seats
-        if seat.revealed_tx is None and seat.withheld_tx is None
+        if seat.revealed_tx is None and seat.withheld_tx is None and seat.seat not in declined
     ]
     penalized = {seat.seat for seat in panel.seats if seat.penalized_tx is not None}
     found += [offence for offence in _outliers(facts) if offence.seat not in penalized]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from dfl_ledger.errors import DflError, Reverted
-from dfl_ledger.records import Address, JobId, JobState, PanelPhase
+from dfl_ledger.records import Address, JobId, JobState, JobTerms, PanelPhase
+from dfl_ledger.rows_rewards import PanelRow
 from dfl_node.modes import offences
 from dfl_node.parts import Parts
 from dfl_node.rounds.vocabulary import Charge, Offence, Wrong
@@ -61,7 +62,7 @@ class Reporter:
             if round_ in self._clean:
                 continue
             try:
-                due = self._of_panel(round_)
+                due = self._of_panel(round_, job.terms)
             except DflError as behind:
                 log.debug("panel not looked at", job=self._job, round=round_, why=str(behind))
                 continue
@@ -72,7 +73,7 @@ class Reporter:
             found += due
         return found
 
-    def _of_panel(self, round_: int) -> list[Offence] | None:
+    def _of_panel(self, round_: int, terms: JobTerms) -> list[Offence] | None:
         """None while it cannot be told."""
         rows = self._parts.rows
         state, panel = self._parts.ledger.panel(self._job, round_), rows.panel(self._job, round_)
@@ -84,7 +85,18 @@ class Reporter:
         told = rows.offences(self._job)
         denounced = any((row.round, row.kind) == (round_, FALSE_MODEL) for row in told)
         facts = rows.round_facts(self._job, round_)
-        return offences.of_panel(facts, panel, rows.publisher(self._job, round_), denounced)
+        publisher, declined = rows.publisher(self._job, round_), self._declined(panel, terms)
+        return offences.of_panel(facts, panel, publisher, denounced=denounced, declined=declined)
+
+    def _declined(self, panel: PanelRow, terms: JobTerms) -> frozenset[int]:
+        """Seats that nobody took, and whose evaluators need not have."""
+        ledger = self._parts.ledger
+        found = ledger.publication(self._job, panel.round)
+        if found is None:
+            return frozenset()
+        asked = (found.seal_block, terms.score_window_s, terms.bond_wei)
+        empty = [seat for seat in panel.seats if seat.committed_tx is None]
+        return frozenset(seat.seat for seat in empty if ledger.may_decline(seat.evaluator, *asked))
 
     def _low_stakes(self, job: JobState) -> tuple[Offence, ...]:
         """Members with too little at stake; looked at once a phase."""

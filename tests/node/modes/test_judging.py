@@ -12,6 +12,7 @@ import trio
 
 from dfl_ledger import vectors
 from dfl_ledger.evidence import Evidence
+from dfl_ledger.memory import MemoryLedger
 from dfl_ledger.records import RAW, Address, Cid, Event, JobId, Phase
 from dfl_ledger.rewards import Pots
 from dfl_node.journal import Journal, Scores
@@ -111,6 +112,77 @@ def test_without_evaluators_all_who_contributed_get_the_same_and_nobody_waits(
         await world.until_over()
         (settled,), (published,) = world.job_events("Settled"), world.job_events("ModelPublished")
         assert world.mined_at(settled) - world.mined_at(published) < 5
+        earned = world.earned_by_work(1)
+        assert len({earned[world.machines[name].address] for name in "abc"}) == 1
+        await world.check_end()
+
+    play(story, tmp_path, monkeypatch)
+
+
+# -- seats that may stay empty -------------------------------------------------------------------------
+def limit_seats(world: World, name: str, least_window_s: int) -> None:
+    MemoryLedger(world.chain, world.machines[name].address).limit_seats(least_window_s, STAKE_WEI)
+
+
+def test_a_seat_with_too_little_time_stays_empty_and_nobody_is_charged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[str] = []
+
+    async def story(world: World) -> None:
+        limit_seats(world, "b", SCORE_S + 1)
+        world.trap("punish_seat", When.BEFORE, lambda node: charged.append(node.machine.name))
+        await world.submit(rounds=4)
+        state = await world.until_over()
+        assert (state.phase, state.completed) == (Phase.COMPLETED, 4)
+        sat = [round_ for round_ in (1, 2, 3, 4) if "b" in seated(world, round_)]
+        assert sat
+        own = world.machines["b"].address
+        for event in world.job_events("ScoresCommitted"):
+            assert event.args["evaluator"] != own
+        assert all(len(shown(world, round_)) == 3 - (round_ in sat) for round_ in (1, 2, 3, 4))
+        assert not charged
+        assert not world.job_events("Slashed")
+        assert [e.args["round"] for e in world.job_events("Settled")] == [1, 2, 3, 4]
+        await world.check_end()
+
+    play(story, tmp_path, monkeypatch)
+
+
+def test_limits_of_today_are_no_way_out_of_a_seat_of_yesterday(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is drawn from a block before it said so judges all the same."""
+    limited: list[str] = []
+
+    async def story(world: World) -> None:
+        def limit(_: Running) -> None:
+            for name in world.machines:
+                limit_seats(world, name, SCORE_S + 1)
+                limited.append(name)
+
+        world.trap("publish_model", When.AFTER, limit)
+        await world.submit(rounds=1)
+        await world.until_over()
+        assert len(limited) == len(world.machines)
+        assert len(shown(world)) == 3
+        assert not world.job_events("Slashed")
+        await world.check_end()
+
+    play(story, tmp_path, monkeypatch)
+
+
+def test_where_nobody_takes_a_seat_all_who_contributed_get_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        for name in world.machines:
+            limit_seats(world, name, SCORE_S + 1)
+        await world.submit(rounds=1)
+        state = await world.until_over()
+        assert (state.phase, state.completed) == (Phase.COMPLETED, 1)
+        assert not world.job_events("ScoresCommitted")
+        assert not world.job_events("Slashed")
         earned = world.earned_by_work(1)
         assert len({earned[world.machines[name].address] for name in "abc"}) == 1
         await world.check_end()
