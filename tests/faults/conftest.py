@@ -23,9 +23,9 @@ lr = 0.05
 min_nodes = {nodes}
 quorum = {quorum}
 open_s = 60
-commit_s = 8
-reveal_s = 6
-aggregate_s = 8
+commit_s = 20
+reveal_s = 10
+aggregate_s = 12
 settle_s = 60
 challenge_s = 1
 [reward]
