@@ -181,8 +181,8 @@ class Indexer:
 
     def _fork(self, tip: BlockRef) -> int | None:
         """The first block that is not the one we read, None if none was replaced. Raises ReorgTooDeep."""
-        # events name blocks too, which makes the search finer
-        window = projection.first_seq(max(self._start, self._next - self._finality))
+        # Events name blocks too: they make the search finer, and show below the window what is too deep.
+        window = projection.first_seq(max(self._start, self._next - 2 * self._finality))
         ends = self._db.execute(
             "SELECT number, hash FROM blocks WHERE number <= ? "
             "UNION SELECT block, block_hash FROM events WHERE seq >= ? AND block <= ? ORDER BY 1",
@@ -204,13 +204,12 @@ class Indexer:
                 low = middle + 1
             else:
                 high = middle
-        if low:
-            fork = int(ends[low - 1][0]) + 1
-        elif self.indexed - self._finality < self._start:
-            fork = self._start
+        replaced, final = int(ends[low][0]), self.indexed - self._finality
+        if replaced > final or final < self._start:
+            fork = int(ends[low - 1][0]) + 1 if low else self._start
         else:
             raise ReorgTooDeep(
-                f"the chain replaced block {ends[0][0]}, more than {self._finality} blocks below its head",
+                f"the chain replaced block {replaced}, more than {self._finality} blocks below its head",
                 why="the ledger takes back no more than that; what it says of later blocks may not be true",
                 help_command=f"mv {self._path} {self._path}.old",
             )
