@@ -141,7 +141,9 @@ def test_a_chain_and_a_node_begin_and_end(
     chain = background("chain", "dev", "--fund", wallet[1])
     made = _data(chain)
     assert made["chain_id"] == 31337
-    assert sorted(made["contracts"]) == ["NodeRegistry", "RewardDistributor", "TrainingJobs", "VnxToken"]
+    assert sorted(made["contracts"]) == [
+        *("AssetRegistry", "NodeRegistry", "RewardDistributor", "ScoreBoard", "TrainingJobs", "VnxToken")
+    ]
     assert run("chain", "fund", wallet[1], "--vnx", "1.5", "--json").data["vnx_wei"] == "1500000000000000000"
 
     datadir = tmp_path / "home" / "node"
