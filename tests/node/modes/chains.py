@@ -109,9 +109,9 @@ async def loss(world: World, model: Cid) -> float:
 
 
 def rewards(world: World, round_: int) -> dict[str, int]:
-    """What each node earned in a lap, by name."""
-    names = {machine.address: name for name, machine in world.machines.items()}
-    return {names[leaf.account]: leaf.reward_wei for leaf in world.evidence(round_).leaves}
+    """What each node that hopped earned in a lap by that, by name."""
+    earned = world.earned_by_work(round_)
+    return {hop.name: earned[world.machines[hop.name].address] for hop in hops(world, round_)}
 
 
 def refusals(world: World, round_: int) -> dict[str, str]:

@@ -16,9 +16,7 @@ from dfl_ledger.memory import MemoryLedger
 from dfl_ledger.records import Cid, JobId, Phase
 from dfl_node.store.memory import Fault as StoreFault
 from dfl_node.train.trainer import ModelUpdate
-from tests.node.modes.world import BUDGET_WEI, Machine, Running, When, World, play
-
-COMPUTE_WEI = BUDGET_WEI - BUDGET_WEI * 500 // 10_000  # of a round's budget, what is not for judging
+from tests.node.modes.world import COMPUTE_WEI, JUDGING_WEI, Machine, Running, When, World, play
 
 
 def forging(change: Callable[[ModelUpdate], ModelUpdate]) -> Callable[[Machine], None]:
@@ -91,7 +89,7 @@ def test_a_round_in_which_every_update_is_bad_keeps_its_model_and_its_money(
         state = await world.until_over()
         assert state.model == state.terms.model
         assert set(world.earned_by_work(1).values()) == {0}
-        assert state.spent_wei == 3 * (BUDGET_WEI * 500 // 10_000 // 3)  # whoever judged has worked
+        assert state.spent_wei == 3 * (JUDGING_WEI // 3)  # whoever judged has worked
         assert {entry.accepted for entry in world.evidence(1).entries} == {False}
         await world.check_end()
 

@@ -106,7 +106,7 @@ def test_late_hops_are_not_paid_less_for_being_late(tmp_path: Path, monkeypatch:
         gains = [before - after for before, after in pairwise(losses)]
         assert gains[0] > 2 * gains[2]
         earned = world.earned_by_work(1)
-        paid = [earned[hop.node] for hop in hops(world)]
+        paid = [earned[world.machines[hop.name].address] for hop in hops(world)]
         assert max(paid) < 1.25 * min(paid)
 
     play(story, tmp_path, monkeypatch)

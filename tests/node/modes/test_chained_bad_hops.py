@@ -11,7 +11,7 @@ from dfl_ledger.records import Cid, JobId, Phase
 from dfl_node.store.memory import Fault as StoreFault
 from tests.node.modes import chains
 from tests.node.modes.chains import hops, loss, refusals, rewards
-from tests.node.modes.world import BUDGET_WEI, Machine, World, play
+from tests.node.modes.world import COMPUTE_WEI, Machine, World, play
 
 
 def forging(change: Callable[[bytes], bytes]) -> Callable[[Machine], None]:
@@ -59,7 +59,7 @@ def test_a_bad_hop_is_no_parent_and_earns_nothing(
             paid = rewards(world, round_)
             assert paid.pop("b") == 0
             assert all(paid.values())
-            assert BUDGET_WEI - sum(paid.values()) < len(paid)
+            assert COMPUTE_WEI - sum(paid.values()) < len(paid)
         assert 1 in world.contributions("b")
         assert state.model in {hop.model for hop in hops(world) if hop.name != "b"}
         await world.check_end()
@@ -143,7 +143,9 @@ def test_a_crook_and_an_accomplice_earn_nothing_and_the_others_repair_the_model(
         await chains.submit(world, rounds=4, min_nodes=4, settle_s=600)
         state = await world.until_over()
         assert (state.phase, state.completed) == (Phase.COMPLETED, 4)
-        for round_ in range(1, 5):
+        settled = [int(str(e.args["round"])) for e in world.job_events("Settled")]
+        assert len(settled) == 4
+        for round_ in settled:
             paid = rewards(world, round_)
             assert paid["b"] == paid["c"] == 0
             assert paid["a"] + paid["d"] > 0
