@@ -1,4 +1,8 @@
-"""Every settlement's evidence, fetched and checked: what turns a root on chain into rows, and into claims."""
+"""Every settlement's evidence, fetched and checked: what turns a root on chain into rows, and into claims.
+
+What nobody delivers is derived: the lines of a right settlement follow from the chain alone. Only why a
+piece was refused, and by which method it was measured, are then not known.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ import math
 import structlog
 import trio
 
-from dfl_ledger.errors import CidMismatch, DflError, VerificationFailed
+from dfl_ledger.errors import BlobNotFound, CidMismatch, DflError, VerificationFailed
 from dfl_ledger.evidence import MAX_EVIDENCE_BYTES, Evidence
 from dfl_ledger.records import Cid, Settlement
 from dfl_node.parts import Parts
 
 log = structlog.get_logger(__name__)
 
+DERIVED = "derived"  # the method, where it is not known
 MIN_PAUSE_S, MAX_PAUSE_S = 10.0, 600.0
 
 
@@ -65,6 +70,8 @@ class EvidenceKeeper:
             evidence = Evidence.decode(data)
             await trio.to_thread.run_sync(self._parts.index.add_evidence, evidence, settlement.evidence)
         except DflError as bad:
+            if isinstance(bad, BlobNotFound) and await self._derived(settlement):
+                return True
             wrong = isinstance(bad, VerificationFailed) and not isinstance(bad, CidMismatch)
             if wrong:
                 self._refused.add(settlement.evidence)
@@ -77,3 +84,19 @@ class EvidenceKeeper:
             )
             return wrong
         return True
+
+    async def _derived(self, settlement: Settlement) -> bool:
+        """True if the settlement says what follows from the chain, and its lines are in the rows now."""
+        try:
+            return await trio.to_thread.run_sync(self._derive, settlement)
+        except (DflError, ValueError) as bad:
+            log.debug("evidence not derived", job=settlement.job, round=settlement.round, why=str(bad))
+            return False
+
+    def _derive(self, settlement: Settlement) -> bool:
+        rows, job, round_ = self._parts.rows, settlement.job, settlement.round
+        facts, before = rows.round_facts(job, round_), rows.lines_before(job, round_)
+        evidence = Evidence.of(facts, before, validation=None, method=DERIVED)
+        if evidence.settlement(settlement.evidence) != settlement:
+            return False
+        return self._parts.index.add_evidence(evidence, settlement.evidence)

@@ -12,7 +12,7 @@ import trio
 
 from dfl_ledger import vectors
 from dfl_ledger.evidence import Evidence
-from dfl_ledger.records import Address, Event, JobId, Phase
+from dfl_ledger.records import RAW, Address, Cid, Event, JobId, Phase
 from dfl_ledger.rewards import Pots
 from dfl_node.journal import Journal, Scores
 from dfl_node.specrules import model_config
@@ -311,5 +311,35 @@ def test_a_wrong_settlement_is_overturned_and_the_right_one_stands(
         assert world.chain.distributor.settlements[1, round_].root == right.reward_tree.root
         assert world.is_settled(2)
         await world.check_end()
+
+    play(story, tmp_path, monkeypatch)
+
+
+def test_a_right_settlement_whose_evidence_nobody_has_is_paid_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lines follow from the chain: everybody has them without the file, and claims."""
+
+    async def story(world: World) -> None:
+        def withhold(node: Running) -> None:
+            settler = node.jobs[JOB]._settler
+
+            async def settle(round_: int) -> None:
+                await settler._panel_complete(round_)
+                found = await settler.evidence(round_)
+                cid = Cid.of(b"a file that nobody has", RAW)
+                node.parts.ledger.settle(found.settlement(cid))
+
+            monkeypatch.setattr(settler, "settle", settle)
+
+        world.trap("publish_model", When.BEFORE, withhold)
+        await world.submit(rounds=1)
+        state = await world.until_over()
+        await trio.sleep(60)
+        assert not world.job_events("Overturned")
+        for node in world.running.values():
+            assert node.parts.rows.index_state().missing_evidence == 0
+        claimed = await world.claim_all()
+        assert claimed == state.spent_wei > 0
 
     play(story, tmp_path, monkeypatch)
