@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dfl_ledger.contracts import CONTRACTS
 from dfl_node.datadir import hold, node_file_path
 from dfl_node.identity import create_wallet, write_private
 
@@ -141,9 +142,7 @@ def test_a_chain_and_a_node_begin_and_end(
     chain = background("chain", "dev", "--fund", wallet[1])
     made = _data(chain)
     assert made["chain_id"] == 31337
-    assert sorted(made["contracts"]) == [
-        *("AssetRegistry", "NodeRegistry", "RewardDistributor", "ScoreBoard", "TrainingJobs", "VnxToken")
-    ]
+    assert sorted(made["contracts"]) == sorted(CONTRACTS)
     assert run("chain", "fund", wallet[1], "--vnx", "1.5", "--json").data["vnx_wei"] == "1500000000000000000"
 
     datadir = tmp_path / "home" / "node"
