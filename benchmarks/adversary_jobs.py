@@ -1,6 +1,6 @@
 """What each adversary loses, earns and destroys in jobs on a real local chain.
 
-    python benchmarks/adversary_jobs.py [--only NAME ...] [--write]
+    python benchmarks/adversary_jobs.py [--only NAME] [--journal FILE] [--write]
 
 One development chain. For each adversary a job of scored rounds with four honest members and three or more
 honest evaluators, of the parts of real nodes (played_job.py), and the adversary (cheats.py). After each job
@@ -149,6 +149,7 @@ async def play(case: Case, chain: Chain, trainer: Trainer, folder: Path, rounds:
     bad_members, bad_judges = tuple(case.members()), tuple(case.evaluators())
     honest = HONEST_MEMBERS + (not bad_members)
     members = [*(Player() for _ in range(honest)), *bad_members]
+    members.sort(key=lambda member: not getattr(member, "first", False))
     judges = [*(Player() for _ in range(case.judges)), *bad_judges]
     job = PlayedJob(
         chain,
@@ -220,17 +221,33 @@ def chain_at(folder: Path) -> Iterator[Chain]:
             os.environ["DFL_HOME"] = before
 
 
-async def run(names: Sequence[str], rounds: int = ROUNDS) -> dict[str, Outcome]:
-    """One job after another, on one chain. Raises AssertionError for the first whose books are wrong."""
-    found: dict[str, Outcome] = {}
+def _kept(journal: Path | None) -> dict[str, Outcome]:
+    """What a journal has of jobs that were played before."""
+    if journal is None or not journal.exists():
+        return {}
+    lines = journal.read_text(encoding="utf-8").splitlines()
+    return {name: Outcome(**found) for name, found in map(json.loads, lines)}
+
+
+async def run(names: Sequence[str], journal: Path | None = None) -> dict[str, Outcome]:
+    """One job after another, on one chain. Raises AssertionError for the first whose books are wrong.
+
+    Jobs that `journal` has are not played again.
+    """
+    known = _kept(journal)
+    found = {name: known[name] for name in names if name in known}
     with tempfile.TemporaryDirectory() as folder, chain_at(Path(folder)) as chain:
         async with open_trainer(threads=1) as trainer:
             for number, name in enumerate(names):
+                if name in found:
+                    continue
                 began = time.monotonic()
-                path = Path(folder) / f"job-{number}"
-                found[name] = await play(CASES[name], chain, trainer, path, rounds)
+                found[name] = await play(CASES[name], chain, trainer, Path(folder) / f"job-{number}")
                 print(f"{name}: {time.monotonic() - began:.1f} s", file=sys.stderr)
-    return found
+                if journal is not None:
+                    with journal.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps([name, asdict(found[name])]) + "\n")
+    return {name: found[name] for name in names}
 
 
 # -- the record -------------------------------------------------------------------------------------------
@@ -259,11 +276,20 @@ def table(results: dict[str, Outcome]) -> str:
     return "\n".join(lines)
 
 
-def write(results: dict[str, Outcome], seconds: float) -> None:
+def shown(results: dict[str, Outcome]) -> str:
+    """What stands on the page: the table, and what is not in it yet."""
+    missing = [name for name in CASES if name not in results]
+    return table(results) + (f"\n\nNot recorded yet: {'; '.join(missing)}." if missing else "")
+
+
+def write(played: dict[str, Outcome]) -> None:
+    """Into the record, beside what it has of others, and onto the page."""
+    known = (recorded() if RESULTS.exists() else {}) | played
+    results = {name: known[name] for name in CASES if name in known}
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine()}
     document = {
         "command": COMMAND,
-        "machine": machine | {"seconds": round(seconds)},
+        "machine": machine,
         "rounds": ROUNDS,
         "round_budget_vnx": played_job.BUDGET,
         "bond_vnx": played_job.BOND,
@@ -272,7 +298,7 @@ def write(results: dict[str, Outcome], seconds: float) -> None:
     }
     RESULTS.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{shown(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def recorded() -> dict[str, Outcome]:
@@ -283,16 +309,14 @@ def recorded() -> dict[str, Outcome]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", action="append", choices=list(CASES), help="may be given several times")
-    parser.add_argument("--write", action="store_true", help="record the results and the page's table")
+    parser.add_argument("--journal", type=Path, help="keeps finished jobs, to go on from there another time")
+    parser.add_argument("--write", action="store_true", help="record the results, and the page's table")
     options = parser.parse_args()
-    if options.write and options.only:
-        parser.error("the record is of all adversaries")
-    began = time.monotonic()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    results = trio.run(run, options.only or list(CASES))
+    results = trio.run(run, options.only or list(CASES), options.journal)
     print(table(results))
     if options.write:
-        write(results, time.monotonic() - began)
+        write(results)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ PRAISE = 500_000_000  # what colluders say of their friend's piece, in 1e-9 of l
 
 class Cheat(Player):
     honest = False
+    first = False  # acts before honest members, not after them
 
     def changed(self, piece: bytes, change: Callable[[Array], Array]) -> bytes:
         """An update, each of its tensors changed."""
@@ -147,6 +148,8 @@ class LabelFlipper(Cheat):
 
 class Equivocator(Cheat):
     """Commits one piece, then another; shows the other; never shows the one."""
+
+    first = True  # the last commitment would end the phase
 
     async def commit(self, round_: int, parent: Cid) -> None:
         await super().commit(round_, parent)

@@ -107,6 +107,29 @@ class Chain:
         self.rpc.close()
 
 
+class OneForAll:
+    """A trainer that measures once what several ask for: on one machine they would find the same bits."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._known: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+    async def aggregate(self, *args: Any, **named: Any) -> Any:
+        return await self._once("aggregate", args, named)
+
+    async def score(self, *args: Any, **named: Any) -> Any:
+        return await self._once("score", args, named)
+
+    async def _once(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        key = hashlib.sha256(repr((name, args, sorted(named.items()))).encode()).hexdigest()
+        if key not in self._known:
+            self._known[key] = await getattr(self._trainer, name)(*args, **named)
+        return self._known[key]
+
+
 class Player:
     """A node, taken apart. An honest one; others override what they do otherwise."""
 
@@ -263,7 +286,8 @@ class PlayedJob:
         copied: tuple[Player, Player] | None = None,
     ) -> None:
         """`copied`: whose piece is copied, and whose is the copy."""
-        self.chain, self.trainer, self.folder = chain, trainer, folder
+        self.chain, self.folder = chain, folder
+        self.trainer: Any = OneForAll(trainer)
         folder.mkdir()
         self.members, self.evaluators = tuple(members), tuple(evaluators)
         self.players = (*self.members, *self.evaluators)
