@@ -14,7 +14,7 @@ PYTHON ?= python3.11
 # Two workers more than cores, for the networks that mostly wait, and no more than six.
 WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 4 ? n + 2 : 6 )))
 
-.PHONY: demo test test-python test-contracts test-long forge halmos mutate check slither setup bench bench-modes bench-attacks bench-gas docs-output clean
+.PHONY: demo test test-python test-contracts test-long forge halmos mutate check slither setup bench bench-modes bench-attacks bench-adversaries bench-gas docs-output clean
 
 demo: setup ## Three nodes, a chain, a job, real digits: under a minute
 	@$(BIN)/dfl-node demo --datadir .dfl/demo
@@ -87,6 +87,9 @@ bench-modes: setup ## Accuracy, seconds and bytes of each mode, and what a death
 
 bench-attacks: setup ## What attackers destroy and earn, for each defence
 	$(BIN)/python benchmarks/attacks.py --write
+
+bench-adversaries: setup ## What each adversary loses on a real chain, and whether anybody honest does
+	$(BIN)/python benchmarks/adversary_jobs.py --write
 
 bench-gas: setup
 	npm run --silent gas

@@ -41,8 +41,7 @@ def contributors(net: LocalNet, job: JobId, round_: int) -> set[str]:
 
 
 def earnings(net: LocalNet, job: JobId) -> dict[str, int]:
-    """What each node earned in a job that has ended, by training and by judging, once the evidence of all its
-    settlements is checked."""
+    """What each node earned in a job that has ended, once the evidence of all its settlements is checked."""
     deadline = time.monotonic() + EVIDENCE_S
     with net.rows() as ledger:
         while True:

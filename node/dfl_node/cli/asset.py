@@ -124,7 +124,6 @@ def add(
         "manifest": stored.get("cid"),
         "rows": f"{manifest['rows']} of {app}",
         "digest": manifest["digest"],
-        "train on it": f"dfl-node start --data {app}={path} --dataset {minted.get('asset')} …",
     }
     return Result(found, fields(shown))
 

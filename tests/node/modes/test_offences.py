@@ -36,7 +36,9 @@ def found(
         for seat, own in enumerate(round_.ballots)
     )
     panel = PanelRow(JobId(1), 1, 0, 2, 1, "0x", seats)
-    return [(o.wrong, o.node) for o in offences.of_panel(round_, panel, publisher, denounced=known)]
+    return [
+        (o.wrong, o.node) for o in offences.of_panel(round_, panel, publisher, denounced=known, declined=())
+    ]
 
 
 def test_a_score_that_most_of_the_panel_deny_is_reported_once() -> None:
