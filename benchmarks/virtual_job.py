@@ -19,9 +19,9 @@ import torch
 import virtual_members as members
 from torch import Tensor
 
+from dfl_ledger import rewards
 from dfl_ledger.errors import UpdateRefused
-from dfl_ledger.evidence import EvidenceEntry, split
-from dfl_ledger.records import Address, Cid
+from dfl_ledger.records import REFUSED, Address
 from dfl_node.train import aggregation, tensors
 from dfl_node.train.codec import MAX_DELTA
 from dfl_node.train.evaluation import Inputs
@@ -35,7 +35,6 @@ ORDERS = 6  # in which contributors are added up, to estimate their worths
 SHARDS = 5  # of the validation rows; a round is scored on one
 ROUND_BUDGET_WEI = 100 * 10**18
 NEAR = 1e-3  # of an update's length: two honest nodes never come so close
-NOBODY = Cid.parse("bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku")
 
 
 @dataclass(frozen=True)
@@ -132,14 +131,11 @@ class Job:
             self.worths[member].append(scores[member])
             if member in out:
                 self.pay[member] = self.pay[member].forfeited()
-        entries = [
-            EvidenceEntry(_account(m), place, NOBODY, 1, m in kept, "", scores[m] if m in kept else 0)
-            for place, m in enumerate(there)
-        ]
-        for leaf in split(ROUND_BUDGET_WEI, entries, ()):
-            member = _member(leaf.account)
-            self.pay[member] = self.pay[member].earned(round_, leaf.reward_wei)
-            self.gross_wei[member] += leaf.reward_wei
+        weights = [rewards.contribution_weight(scores[m] if m in kept else REFUSED) for m in there]
+        for member, weight in zip(there, weights, strict=True):
+            reward_wei = rewards.of_contribution(ROUND_BUDGET_WEI, weight, sum(weights))
+            self.pay[member] = self.pay[member].earned(round_, reward_wei)
+            self.gross_wei[member] += reward_wei
         self._audit(round_, before, sent, there, copies)
 
     def _sent(self, round_: int, live: Sequence[int]) -> dict[int, Tensor]:
