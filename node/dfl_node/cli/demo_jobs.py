@@ -36,7 +36,7 @@ required_stake = "10"
 bond = "5"
 validation = "app"
 evaluators = 3
-score_s = 25
+score_s = 60
 
 [reward.shares]
 evaluators = 5
