@@ -36,7 +36,7 @@ required_stake = "10"
 bond = "5"
 validation = "app"
 evaluators = 3
-score_s = 60
+score_s = 30
 
 [reward.shares]
 evaluators = 5
