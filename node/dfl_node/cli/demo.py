@@ -76,7 +76,7 @@ class _Demo:
 
         self._net = net
         self._job = job
-        self._text = job.spec(nodes=nodes, rounds=rounds)
+        self._text = job.spec(nodes=nodes, rounds=rounds, kill_one=kill_one)
         self._spec = jobspec.parse(self._text)
         self._count = nodes
         self._rounds = rounds

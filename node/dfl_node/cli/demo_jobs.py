@@ -36,7 +36,7 @@ required_stake = "10"
 bond = "5"
 validation = "app"
 evaluators = 3
-score_s = 30
+score_s = {score_s}
 
 [reward.shares]
 evaluators = 5
@@ -57,7 +57,7 @@ class DemoJob:
     lr: float = 0.002
     kill_in_round: int = 2
 
-    def spec(self, *, nodes: int, rounds: int) -> str:
+    def spec(self, *, nodes: int, rounds: int, kill_one: bool = False) -> str:
         quorum, of_mode = max(1, nodes - 1), ""
         if self.mode == "async":  # one node may die and the buffer fills all the same
             of_mode = f"\n[async]\nsize = {quorum}\n"
@@ -74,6 +74,7 @@ class DemoJob:
             nodes=nodes,
             quorum=quorum,
             commit_s=self.commit_s,
+            score_s=30 if kill_one else 60,  # a dead evaluator's seat costs its window
             of_mode=of_mode,
         )
 
