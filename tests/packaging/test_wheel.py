@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parents[2]
-CONTRACTS = ("VnxToken", "NodeRegistry", "TrainingJobs", "RewardDistributor")
+CONTRACTS = ("VnxToken", "NodeRegistry", "AssetRegistry", "TrainingJobs", "ScoreBoard", "RewardDistributor")
 
 
 @pytest.fixture(scope="module")
