@@ -123,9 +123,10 @@ contract ScoreBoard is IScoreBoard {
         if (subject < own.contributions) _checkContributor(job, round, subject, node);
         else if (node != address(0)) revert NotContributor(job, round, subject, node);
         if (subject >= own.auditSubject(0)) revert NoSubject(job, round, 0, subject);
-        int64 middle = median(job, round, 0, subject, node, words);
+        (int64 middle, int64 upper) = _medians(job, round, 0, subject, node, words);
         int64 score = _scoreOf(job, round, seat_, subject, words);
         if (!Outliers.isOutlier(score, middle)) revert NoOutlier(job, round, seat_, subject, score, middle);
+        if (!Outliers.isOutlier(score, upper)) revert NoOutlier(job, round, seat_, subject, score, upper);
 
         own.penalized = own.penalized.with(seat_);
         address evaluator = own.seatAt[seat_].evaluator;
@@ -140,7 +141,7 @@ contract ScoreBoard is IScoreBoard {
         if (record.node != address(0)) revert AlreadyJudged(job, round, audit_);
         _checkContributor(job, round, auditedIndex(job, round, audit_), node);
         uint32 subject = own.auditSubject(audit_);
-        int64 verdict = median(job, round, 0, subject, node, words);
+        (, int64 verdict) = _medians(job, round, 0, subject, node, words);
         if (verdict >= 0) revert NotFailed(job, round, subject, verdict);
 
         record.node = node;
@@ -171,7 +172,8 @@ contract ScoreBoard is IScoreBoard {
         bool upheld = true;
         if (record.appealed) {
             if (_phase(job, round, audit_ + 1) != PanelPhase.Done) revert NotDone(job, round, audit_ + 1);
-            upheld = median(job, round, audit_ + 1, 0, node, words) <= 0;
+            (, int64 verdict) = _medians(job, round, audit_ + 1, 0, node, words);
+            upheld = verdict < 0;
         } else if (block.timestamp < record.appealUntil) {
             revert AppealOpen(job, round, audit_, record.appealUntil);
         }
@@ -188,7 +190,7 @@ contract ScoreBoard is IScoreBoard {
         if (_denounced[job][round]) revert AlreadyJudged(job, round, 0);
         _checkContributor(job, round, jobs.publication(job, round).publisherIndex, publisher);
         uint32 subject = own.modelSubject();
-        int64 verdict = median(job, round, 0, subject, publisher, words);
+        (, int64 verdict) = _medians(job, round, 0, subject, publisher, words);
         if (verdict >= 0) revert NotFailed(job, round, subject, verdict);
 
         _denounced[job][round] = true;
@@ -311,27 +313,8 @@ contract ScoreBoard is IScoreBoard {
         uint32 subject,
         address excluded,
         Word[] calldata words
-    ) public view returns (int64) {
-        Panel storage own = _panels[job][round][panel_];
-        uint32 subjects = own.subjects(panel_);
-        if (own.isDrawn() && subject >= subjects) revert NoSubject(job, round, panel_, subject);
-        Vote[] memory votes = new Vote[](words.length);
-        uint256 count = 0;
-        for (uint8 seat_ = 0; seat_ < own.seats; ++seat_) {
-            if (!own.revealed.has(seat_)) continue;
-            Seat storage place = own.seatAt[seat_];
-            if (place.evaluator == excluded) continue;
-            if (count < words.length) {
-                Word calldata word = words[count];
-                if (word.seat != seat_ || !VectorTree.holds(place.root, subjects, subject, word.word, word.proof)) {
-                    revert InvalidWord(job, round, panel_, seat_);
-                }
-                votes[count] = WeightedMedian.vote(VectorTree.scoreIn(word.word, subject), seat_, place.weight);
-            }
-            ++count;
-        }
-        if (count != words.length) revert WordsMissing(job, round, panel_, words.length, count);
-        return WeightedMedian.median(votes, count);
+    ) external view returns (int64 lower) {
+        (lower, ) = _medians(job, round, panel_, subject, excluded, words);
     }
 
     /// @inheritdoc IScoreBoard
@@ -410,6 +393,38 @@ contract ScoreBoard is IScoreBoard {
         uint256 startedAt = panel_ == 0 ? jobs.publication(job, round).publishedAt : own.startedAt;
         if (startedAt == 0) return PanelPhase.None;
         return terms.evaluators == 0 ? PanelPhase.Done : own.phase(startedAt, terms.scoreWindow);
+    }
+
+    /// @dev The lower and the upper median of what those say who may judge. Alike unless half of their stake says one thing and
+    /// half another.
+    function _medians(
+        JobId job,
+        uint32 round,
+        uint8 panel_,
+        uint32 subject,
+        address excluded,
+        Word[] calldata words
+    ) private view returns (int64 lower, int64 upper) {
+        Panel storage own = _panels[job][round][panel_];
+        uint32 subjects = own.subjects(panel_);
+        if (own.isDrawn() && subject >= subjects) revert NoSubject(job, round, panel_, subject);
+        Vote[] memory votes = new Vote[](words.length);
+        uint256 count = 0;
+        for (uint8 seat_ = 0; seat_ < own.seats; ++seat_) {
+            if (!own.revealed.has(seat_)) continue;
+            Seat storage place = own.seatAt[seat_];
+            if (place.evaluator == excluded) continue;
+            if (count < words.length) {
+                Word calldata word = words[count];
+                if (word.seat != seat_ || !VectorTree.holds(place.root, subjects, subject, word.word, word.proof)) {
+                    revert InvalidWord(job, round, panel_, seat_);
+                }
+                votes[count] = WeightedMedian.vote(VectorTree.scoreIn(word.word, subject), seat_, place.weight);
+            }
+            ++count;
+        }
+        if (count != words.length) revert WordsMissing(job, round, panel_, words.length, count);
+        return WeightedMedian.medians(votes, count);
     }
 
     /// @dev An evaluator that has committed has taken its seat.

@@ -13,7 +13,8 @@ import {Cid, JobId} from "../types/Types.sol";
 /// A vector has one score for each subject, 8 bytes big-endian two's complement, in this order: the round's contributions
 /// by index, the job's data sets by place (as many as there were at the draw), a verdict for each audit, one for the
 /// model. An appeal has one subject, the audit. Scores are in 1e-9 of validation loss, REFUSED (the least int64) is for
-/// what is no valid piece; verdicts are 1 for passed, -1 for failed, 0 for cannot tell. What counts is the median by stake.
+/// what is no valid piece; verdicts are 1 for passed, -1 for failed, 0 for cannot tell. What counts is the median by stake. On
+/// the word of half of the stake or less nobody loses anything: it takes the upper median too, the same from above.
 interface IScoreBoard {
     /// @notice A panel was drawn; seat i is evaluators[i]'s. Its vectors have `subjects` scores.
     event PanelDrawn(
@@ -56,7 +57,7 @@ interface IScoreBoard {
         address indexed evaluator
     );
 
-    /// @notice An evaluator's score was too far from the median, and it lost its bond for it.
+    /// @notice An evaluator's score was too far from both medians, and it lost its bond for it; `median` is the lower one.
     event OutlierPenalized(
         JobId indexed job,
         uint32 indexed round,
@@ -160,10 +161,10 @@ interface IScoreBoard {
     /// @notice The node did not make this contribution.
     error NotContributor(JobId job, uint32 round, uint32 subject, address node);
 
-    /// @notice The score is within the tolerance.
+    /// @notice The score is within the tolerance of one of the two medians.
     error NoOutlier(JobId job, uint32 round, uint8 seat, uint32 subject, int64 score, int64 median);
 
-    /// @notice The median verdict is not that it failed.
+    /// @notice Not more than half of the stake says that it failed.
     error NotFailed(JobId job, uint32 round, uint32 subject, int64 median);
 
     /// @notice This offence was judged before.
@@ -202,8 +203,9 @@ interface IScoreBoard {
     /// committed to none and may decline the seat, see INodeRegistry.
     function punishSeat(JobId job, uint32 round, uint8 panel, uint8 seat) external;
 
-    /// @notice Takes the bond of a seat whose score of a contribution or data set is too far from the median: by more
-    /// than TOLERANCE_ABS and by more than a TOLERANCE_DIV-th of the median, or only one of the two REFUSED. Once a seat.
+    /// @notice Takes the bond of a seat whose score of a contribution or data set is too far from the lower median and from the
+    /// upper one: by more than TOLERANCE_ABS and by more than a TOLERANCE_DIV-th of the median, or only one of the two REFUSED.
+    /// More than half of the stake says something else, then. Once a seat.
     /// @param node who made the contribution, whose own seat does not count; 0 for a data set
     function penalize(
         JobId job,
@@ -214,18 +216,20 @@ interface IScoreBoard {
         Word[] calldata words
     ) external;
 
-    /// @notice Bans a node whose contribution the median found failed in an audit. Anyone may, once an audit.
+    /// @notice Bans a node whose contribution failed in an audit, as more than half of the stake says. Anyone may, once an
+    /// audit.
     function accuse(JobId job, uint32 round, uint8 audit, address node, Word[] calldata words) external;
 
     /// @notice The banned node asks for a jury.
     function appeal(JobId job, uint32 round, uint8 audit) external;
 
-    /// @notice Ends a failed audit: after the jury with its median, else once nobody can appeal. A node that appealed in
-    /// vain loses two bonds, one that did not appeal one.
+    /// @notice Ends a failed audit: after the jury with its verdict, else once nobody can appeal. A node that appealed in
+    /// vain loses two bonds, one that did not appeal one. It appealed in vain if more than half of the jury's stake says that
+    /// it failed; a tie, doubt or silence clears it. So a juror to whom the rows were not opened has to say that it failed.
     /// @param words of the jury; none without an appeal
     function decide(JobId job, uint32 round, uint8 audit, Word[] calldata words) external;
 
-    /// @notice Takes the bond of who published a model that the median found wrong. Once.
+    /// @notice Takes the bond of who published a model that is wrong, as more than half of the stake says. Once.
     function denounce(JobId job, uint32 round, address publisher, Word[] calldata words) external;
 
     /// @notice An audited node says where its rows lie, sealed to each of those who recompute its contribution.

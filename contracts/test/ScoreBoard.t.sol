@@ -625,21 +625,22 @@ contract OffencesTest is ScoringFixture {
         vm.prank(node);
         board.appeal(job, 1, 0);
         vm.roll(block.number + 1);
-        scoreAll(job, 1, 1, verdicts(0));
+        scoreAll(job, 1, 1, verdicts(-1));
         vm.assertEq(uint256(board.panel(job, 1, 1).subjects), 1);
         board.decide(job, 1, 0, wordsOf(job, 1, 1, 0, node));
         vm.assertEq(stake(node), STAKE + 10 ether - 2 * BOND);
         vm.assertEq(uint256(jobs.activeRound(job, node)), type(uint32).max);
     }
 
-    function test_a_jury_that_never_sits_upholds_the_ban() public {
+    function test_a_jury_that_never_sits_upholds_no_ban() public {
         (JobId job, address node) = failAudit();
         accuse(job, node);
         vm.prank(node);
         board.appeal(job, 1, 0);
         vm.warp(block.timestamp + 20);
         board.decide(job, 1, 0, new Word[](0));
-        vm.assertEq(stake(node), 0);
+        vm.assertEq(stake(node), STAKE);
+        vm.assertEq(uint256(jobs.activeRound(job, node)), 0);
     }
 
     function test_a_node_banned_twice_needs_both_bans_lifted() public {

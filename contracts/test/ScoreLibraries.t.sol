@@ -169,29 +169,61 @@ contract WeightedMedianTest {
         uint256 total = 0;
         for (uint8 i = 0; i < count; ++i) {
             uint256 random = uint256(keccak256(abi.encode(seed, i)));
-            scores[i] = random % 7 == 0 ? type(int64).min : int64(int256((random >> 8) % 9)) - 4;
-            weights[i] = uint96(1 + ((random >> 72) % 1000 ether));
+            scores[i] = random % 7 == 0 ? type(int64).min : (int64(int256((random >> 8) % 9)) - 4) * 700_000;
+            // Small ones too, so that halves are exact.
+            weights[i] = uint96(1 + ((random >> 72) % (seed % 2 == 0 ? 3 : 1000 ether)));
             total += weights[i];
             votes[i] = WeightedMedian.vote(scores[i], i, weights[i]);
             vm.assertEq(WeightedMedian.scoreOf(votes[i]), scores[i]);
             vm.assertEq(WeightedMedian.weightOf(votes[i]), weights[i]);
         }
-        int64 median = WeightedMedian.median(votes, count);
-        (uint256 below, uint256 upTo) = (0, 0);
+        (int64 lower, int64 upper) = WeightedMedian.medians(votes, count);
+        vm.assertEq(WeightedMedian.median(votes, count), lower);
+        assertSplits(scores, weights, total, lower, upper);
+        // More than half of the stake says something else than who is an outlier of both; what one of them says is none.
         for (uint256 i = 0; i < count; ++i) {
-            if (scores[i] < median) below += weights[i];
-            if (scores[i] <= median) upTo += weights[i];
+            if (!Outliers.isOutlier(scores[i], lower) || !Outliers.isOutlier(scores[i], upper)) continue;
+            uint256 against = 0;
+            for (uint256 j = 0; j < count; ++j) {
+                if (Outliers.isOutlier(scores[i], scores[j])) against += weights[j];
+            }
+            vm.assertTrue(2 * against > total);
         }
-        vm.assertLt(2 * below, total);
-        vm.assertGe(2 * upTo, total);
     }
 
-    function test_of_two_equals_the_lower_one_is_the_median() public pure {
+    function assertSplits(
+        int64[] memory scores,
+        uint96[] memory weights,
+        uint256 total,
+        int64 lower,
+        int64 upper
+    ) private pure {
+        uint256[4] memory sums;
+        for (uint256 i = 0; i < scores.length; ++i) {
+            if (scores[i] < lower) sums[0] += weights[i];
+            if (scores[i] <= lower) sums[1] += weights[i];
+            if (scores[i] > upper) sums[2] += weights[i];
+            if (scores[i] >= upper) sums[3] += weights[i];
+        }
+        vm.assertLt(2 * sums[0], total);
+        vm.assertGe(2 * sums[1], total);
+        vm.assertLt(2 * sums[2], total);
+        vm.assertGe(2 * sums[3], total);
+    }
+
+    function test_of_two_equals_one_is_the_lower_and_one_the_upper_median() public pure {
         Vote[] memory votes = new Vote[](3);
         votes[0] = WeightedMedian.vote(9, 0, 5);
         votes[1] = WeightedMedian.vote(-9, 1, 5);
         vm.assertEq(WeightedMedian.median(votes, 2), -9);
         vm.assertEq(WeightedMedian.median(votes, 0), 0);
+        (int64 lower, int64 upper) = WeightedMedian.medians(votes, 2);
+        vm.assertTrue(lower == -9 && upper == 9);
+        votes[2] = WeightedMedian.vote(4, 2, 1);
+        (lower, upper) = WeightedMedian.medians(votes, 3);
+        vm.assertTrue(lower == 4 && upper == 4);
+        (lower, upper) = WeightedMedian.medians(votes, 0);
+        vm.assertTrue(lower == 0 && upper == 0);
     }
 }
 

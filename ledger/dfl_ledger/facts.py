@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dfl_ledger import vectors
-from dfl_ledger.median import Vote, weighted_median
+from dfl_ledger.median import Medians, Vote, weighted_medians
 from dfl_ledger.records import NOBODY, Address, Cid, JobId, JobTerms, Payee, Word
 
 
@@ -109,7 +109,11 @@ class RoundFacts:
 
     def median(self, subject: int, excluded: Address = NOBODY) -> int:
         """What the panel says of a subject, without the seat of `excluded`: nobody judges itself."""
-        return weighted_median(
+        return self.both_medians(subject, excluded).lower
+
+    def both_medians(self, subject: int, excluded: Address = NOBODY) -> Medians:
+        """The lower one is paid for; it takes both for anybody to lose a bond."""
+        return weighted_medians(
             Vote(scores[subject], seat, self.ballots[seat].weight)
             for seat, scores in self.scores.items()
             if self.ballots[seat].evaluator != excluded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dfl_ledger.records import REFUSED
@@ -19,16 +19,37 @@ class Vote(NamedTuple):
     weight: int  # wei at stake
 
 
-def weighted_median(votes: Iterable[Vote]) -> int:
-    """The stake-weighted lower median: in rising order, the first score at which twice the weight so far
-    reaches the weight of all. 0 if there are no votes.
+class Medians(NamedTuple):
+    """Alike unless half of the weight says one thing and half another."""
 
-    Less than half of the weight cannot move it beyond the scores of the rest.
+    lower: int  # what is paid for
+    upper: int  # negative if more than half of the weight is
+
+    def are_beyond(self, score: int) -> bool:
+        """True if a score is an outlier of both: more than half of the weight says something else."""
+        return is_outlier(score, self.lower) and is_outlier(score, self.upper)
+
+
+def weighted_medians(votes: Iterable[Vote]) -> Medians:
+    """The stake-weighted medians. The lower one: in rising order, the first score at which twice the weight
+    so far reaches the weight of all; the upper one: the same in falling order. 0 if there are no votes.
+
+    Less than half of the weight cannot move either beyond the scores of the rest, half of it can move one of
+    the two.
     """
     rising = sorted(votes)
-    total = sum(vote.weight for vote in rising)
+    return Medians(_middle(rising), _middle(rising[::-1]))
+
+
+def weighted_median(votes: Iterable[Vote]) -> int:
+    """The lower one."""
+    return weighted_medians(votes).lower
+
+
+def _middle(ordered: Sequence[Vote]) -> int:
+    total = sum(vote.weight for vote in ordered)
     so_far = 0
-    for vote in rising:
+    for vote in ordered:
         so_far += vote.weight
         if 2 * so_far >= total:
             return vote.score

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dfl_ledger import sortition, vectors
-from dfl_ledger.median import Vote, is_outlier, weighted_median
+from dfl_ledger.median import Medians, Vote, is_outlier, weighted_medians
 from dfl_ledger.memory_chain import Blocks, Transaction
 from dfl_ledger.memory_job import Job, add_payee
 from dfl_ledger.memory_jobs import MemoryJobs
@@ -122,13 +122,14 @@ class MemoryBoard:
             raise tx.refused("NotContributor", **key, subject=subject, node=node)
         if subject >= own.audit_subject(0):
             raise tx.refused("NoSubject", **key, panel=0, subject=subject)
-        middle = self.median(tx, number, round_, 0, subject, node, words)
+        middle, upper = self._medians(tx, number, round_, 0, subject, node, words)
         word = next((w.word for w in words if w.seat == seat), None)
         if word is None:
             raise tx.refused("NotYourSeat", **key, panel=0, seat=seat, account=NOBODY)
         score = vectors.score_in(word, subject)
-        if not is_outlier(score, middle):
-            raise tx.refused("NoOutlier", **key, seat=seat, subject=subject, score=score, median=middle)
+        for median in (middle, upper):
+            if not is_outlier(score, median):
+                raise tx.refused("NoOutlier", **key, seat=seat, subject=subject, score=score, median=median)
         own.penalized.add(seat)
         evaluator = own.seats[seat].evaluator
         told = {"subject": subject, "score": score, "median": middle}
@@ -146,7 +147,7 @@ class MemoryBoard:
         index = self.audited_index(tx, number, round_, audit)
         self._check_contributor(tx, number, round_, index, node)
         subject = own.audit_subject(audit)
-        verdict = self.median(tx, number, round_, 0, subject, node, words)
+        verdict = self._medians(tx, number, round_, 0, subject, node, words).upper
         if verdict >= 0:
             raise tx.refused("NotFailed", **key, subject=subject, median=verdict)
         job = self._jobs.jobs[number]
@@ -177,7 +178,7 @@ class MemoryBoard:
         if record.appealed:
             if self._phase(number, round_, audit + 1, tx.timestamp) is not PanelPhase.DONE:
                 raise tx.refused("NotDone", **key, panel=audit + 1)
-            upheld = self.median(tx, number, round_, audit + 1, 0, node, words) <= 0
+            upheld = self._medians(tx, number, round_, audit + 1, 0, node, words).upper < 0
         elif tx.timestamp < record.appeal_until:
             raise tx.refused("AppealOpen", **key, audit=audit, until=record.appeal_until)
         record.decided = True
@@ -197,7 +198,7 @@ class MemoryBoard:
         publication = self._jobs.jobs[number].publication(round_)
         assert publication is not None  # its panel is done  # noqa: S101
         self._check_contributor(tx, number, round_, publication.publisher_index, publisher)
-        verdict = self.median(tx, number, round_, 0, own.model_subject, publisher, words)
+        verdict = self._medians(tx, number, round_, 0, own.model_subject, publisher, words).upper
         if verdict >= 0:
             raise tx.refused("NotFailed", **key, subject=own.model_subject, median=verdict)
         self._denounced.add((number, round_))
@@ -294,6 +295,19 @@ class MemoryBoard:
         excluded: Address,
         words: Sequence[Word],
     ) -> int:
+        """The lower one, which is paid for."""
+        return self._medians(tx, number, round_, panel, subject, excluded, words).lower
+
+    def _medians(
+        self,
+        tx: Transaction,
+        number: int,
+        round_: int,
+        panel: int,
+        subject: int,
+        excluded: Address,
+        words: Sequence[Word],
+    ) -> Medians:
         own = self._panels[number, round_, panel]
         key = {"job": number, "round": round_, "panel": panel}
         subjects = own.subjects(panel)
@@ -308,7 +322,7 @@ class MemoryBoard:
             votes.append(Vote(vectors.score_in(word.word, subject), seat, own.seats[seat].weight))
         if len(judges) != len(words):
             raise tx.refused("WordsMissing", **key, words=len(words), expected=len(judges))
-        return weighted_median(votes)
+        return weighted_medians(votes)
 
     # -- the draw -------------------------------------------------------------------------------------
     def _check_draw(

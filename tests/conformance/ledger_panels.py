@@ -334,6 +334,58 @@ def check_outliers(world: World) -> None:
             requester.penalize(job, 1, seat, 1, nodes[1].address, words(played, shown, 1))
 
 
+def check_nobody_loses_by_the_word_of_half(world: World) -> None:
+    """Members judge each other, all with the same stake: without the judged two are left, and one may lie."""
+    with bench(world, 30, 30, 30) as judges:
+        requester = world.wallet()
+        job = requester.create_job(replace(AUDITED, min_nodes=3))
+        for node in judges:
+            node.join(job, shard=b"r" * 32)
+        played = play(job, judges)
+        requester.draw(job, 1)
+        audited = requester.audited_index(job, 1, 0)
+        publisher = played.nodes.index(played.publisher)
+        # Each is judged wrongly by the one after it, and rightly by the one after that.
+        honest = (40 * MILLI, 40 * MILLI, 40 * MILLI, 1, 1)
+        scores = {node.address: list(honest) for node in played.nodes}
+        lies = {0: -90 * MILLI, 1: 90 * MILLI, 2: REFUSED, 3: -1, 4: -1}
+        for judged, (subject, lie) in zip((0, 1, 2, audited, publisher), lies.items(), strict=True):
+            scores[played.nodes[(judged + 1) % 3].address][subject] = lie
+        shown = score(judges, played, scores)
+        for subject, judged in enumerate(played.nodes):
+            own = judged.address
+            for said, seat in enumerate(requester.seats(job, 1)):
+                if seat.evaluator != own:
+                    told = scores[seat.evaluator][subject]
+                    with refused("NoOutlier", seat=said, score=told, median=told):
+                        requester.penalize(job, 1, said, subject, own, words(played, shown, subject, own))
+        own = played.nodes[audited].address
+        with refused("NotFailed", subject=3, median=1):
+            requester.accuse(job, 1, 0, own, words(played, shown, 3, own))
+        own = played.publisher.address
+        with refused("NotFailed", subject=4, median=1):
+            requester.denounce(job, 1, own, words(played, shown, 4, own))
+        assert [stake(node) for node in judges] == [30 * ETHER] * 3
+
+
+def check_a_jury_in_doubt_clears(world: World) -> None:
+    for verdicts in ((-1, 1), (0, 0), (-1, 0)):
+        with bench(world, 30, 30) as judges:
+            requester, job, nodes = open_job(world, AUDITED, 2)
+            played = play(job, nodes)
+            shown = score(judges, played, alike(judges, (3, 2, -1, 1)))
+            accused = nodes[requester.audited_index(job, 1, 0)]
+            requester.accuse(job, 1, 0, accused.address, words(played, shown, 2))
+            accused.appeal(job, 1, 0)
+            nodes[0].top_up(nodes[0].address, 1)  # a block after the appeal's, for the jury to be drawn
+            before = stake(accused)
+            said = {judge_.address: (verdict,) for judge_, verdict in zip(judges, verdicts, strict=True)}
+            shown = score(judges, played, said, panel=1)
+            requester.decide(job, 1, 0, words(played, shown, 0, panel=1))
+            assert stake(accused) == before
+            assert requester.active_round(job, accused.address) == 0
+
+
 def check_a_failed_audit(world: World) -> None:
     with bench(world, 20, 30, 50) as judges:
         requester, job, nodes = open_job(world, AUDITED, 3)
@@ -519,6 +571,8 @@ PANEL_CHECKS: tuple[Callable[[World], None], ...] = (
     check_scores,
     check_the_median_is_by_stake_and_without_the_judged,
     check_outliers,
+    check_nobody_loses_by_the_word_of_half,
+    check_a_jury_in_doubt_clears,
     check_a_failed_audit,
     check_an_appeal,
     check_a_wrong_model,

@@ -10,7 +10,7 @@ import pytest
 
 from dfl_ledger import sortition, vectors
 from dfl_ledger.errors import VerificationFailed
-from dfl_ledger.median import TOLERANCE_ABS, Vote, is_outlier, weighted_median
+from dfl_ledger.median import TOLERANCE_ABS, Medians, Vote, is_outlier, weighted_median, weighted_medians
 from dfl_ledger.records import REFUSED, Address, Interval
 
 
@@ -46,6 +46,23 @@ def test_less_than_half_of_the_stake_does_not_move_the_median() -> None:
         assert 50 <= weighted_median([*honest, Vote(lie, 2, 49)]) <= 51
     assert weighted_median([Vote(1, 0, 1), Vote(2, 1, 1)]) == 1  # the lower of two halves
     assert weighted_median([]) == 0
+    assert weighted_medians([]) == Medians(0, 0)
+
+
+def test_half_of_the_stake_takes_no_bond() -> None:
+    halves = weighted_medians([Vote(-(10**9), 0, 5), Vote(10**9, 1, 5)])
+    assert halves == Medians(-(10**9), 10**9)
+    assert not halves.are_beyond(-(10**9))
+    assert not halves.are_beyond(10**9)
+    # a grain more on one side, and the other stands alone
+    most = weighted_medians([Vote(-(10**9), 0, 5), Vote(10**9, 1, 5), Vote(10**9, 2, 1)])
+    assert most == Medians(10**9, 10**9)
+    assert most.are_beyond(-(10**9))
+    # whose score is between those of the others, and is one of the medians, is not alone against them
+    spread = weighted_medians([Vote(0, 0, 5), Vote(10**8, 1, 1), Vote(10**9, 2, 4)])
+    assert spread == Medians(0, 10**8)
+    assert not spread.are_beyond(10**8)
+    assert spread.are_beyond(10**9)
 
 
 def test_outliers() -> None:

@@ -1,7 +1,7 @@
 """What costs a bond, as the ledger's rows show it to everybody. Pure.
 
-An honest node never asks for a bond on less than the word of more than half of those who judged: a median of
-two votes is the word of one of them, who may be the liar.
+Nobody loses a bond on less than the word of more than half of those who judged, by stake: the lower median of
+two votes is the word of one of them, who may be the liar. So the ledger asks for both medians.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Collection, Iterator
 
 from dfl_ledger.facts import RoundFacts
-from dfl_ledger.median import is_outlier
 from dfl_ledger.records import NOBODY, Address
 from dfl_ledger.rows_rewards import PanelRow
 from dfl_node.rounds.vocabulary import Offence, Wrong
@@ -55,32 +54,11 @@ def _outliers(facts: RoundFacts) -> Iterator[Offence]:
         for subject, node in enumerate(nodes):
             if facts.ballots[seat].evaluator == node:
                 continue
-            if is_outlier(scores[subject], facts.median(subject, node)) and _stands_alone(
-                facts, seat, subject, node
-            ):
+            if facts.both_medians(subject, node).are_beyond(scores[subject]):
                 yield Offence(Wrong.OUTLIER, facts.ballots[seat].evaluator, facts.round, seat, subject)
                 break
 
 
-def _stands_alone(facts: RoundFacts, seat: int, subject: int, node: Address) -> bool:
-    """True if more than half of the weight that judged says something else, as is_outlier has it."""
-    own = facts.scores[seat][subject]
-    voters = [
-        (scores[subject], facts.ballots[at].weight)
-        for at, scores in facts.scores.items()
-        if facts.ballots[at].evaluator != node
-    ]
-    against = sum(weight for score, weight in voters if is_outlier(own, score))
-    return 2 * against > sum(weight for _, weight in voters)
-
-
 def _is_false(facts: RoundFacts, publisher: Address) -> bool:
     """True if more than half of the weight, its publisher's aside, says that the model is another one."""
-    subject = facts.subjects - 1
-    voters = [
-        (scores[subject], facts.ballots[at].weight)
-        for at, scores in facts.scores.items()
-        if facts.ballots[at].evaluator != publisher
-    ]
-    against = sum(weight for verdict, weight in voters if verdict < 0)
-    return 2 * against > sum(weight for _, weight in voters)
+    return facts.both_medians(facts.subjects - 1, publisher).upper < 0
