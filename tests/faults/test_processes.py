@@ -45,10 +45,11 @@ def earnings(net: LocalNet, job: JobId) -> dict[str, int]:
     deadline = time.monotonic() + EVIDENCE_S
     with net.rows() as ledger:
         while True:
-            found, missing = ledger.job(job), ledger.index_state().missing_evidence
-            earned = {node.address: ledger.earnings(node.address).earned_wei for node in net.nodes}
-            if found is not None and not missing and sum(earned.values()) == found.settled_wei:
-                return dict(earned)
+            found, settled = ledger.job(job), ledger.settlements(job)
+            leaves = ledger.leaves(job, settled[-1]["round"]) if settled else ()
+            earned = {str(leaf.account): leaf.cumulative_wei for leaf in leaves if not leaf.asset}
+            if found is not None and leaves and sum(earned.values()) == found.settled_wei:
+                return earned
             assert time.monotonic() < deadline, f"the rows lack evidence: {earned}, {found}"
             time.sleep(0.1)
 
