@@ -89,7 +89,7 @@ class DemoJob:
 JOBS = {
     job.mode: job
     for job in (
-        DemoJob("sync", nodes=3, rounds=5, unit="round", steps=50, batch=32, commit_s=16),
+        DemoJob("sync", nodes=3, rounds=5, unit="round", steps=45, batch=32, commit_s=16),
         DemoJob("async", nodes=3, rounds=11, unit="buffer", steps=60, batch=32, commit_s=16),
         DemoJob("pipeline", nodes=4, rounds=5, unit="run", steps=90, batch=64, commit_s=60),
         DemoJob("chained", nodes=3, rounds=6, unit="lap", steps=40, batch=32, commit_s=15, lr=0.001),
