@@ -64,7 +64,7 @@ test-contracts: setup ## Under Hardhat; then under forge, for the lines and bran
 	npm test --silent
 	npm run --silent coverage
 
-test-python: setup $(STAMP)/js-ipfs ## Side by side on up to four cores: tests/conftest.py says what stays together
+test-python: setup $(STAMP)/js-ipfs ## Side by side: tests/conftest.py says what stays together
 	$(BIN)/python -m pytest -m "not long" -n $(WORKERS) --no-loadscope-reorder
 
 test-long: setup $(STAMP)/js-ipfs forge halmos mutate ## Minutes to hours: whatever is marked `long`, and the contracts at length

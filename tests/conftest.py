@@ -55,5 +55,6 @@ class _Lanes(LoadScopeScheduling):
         return LANE_OF.get(file, file)
 
 
+@pytest.hookimpl(optionalhook=True)  # also without xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     return _Lanes(config, log)

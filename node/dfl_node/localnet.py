@@ -29,6 +29,7 @@ from dfl_node.journal import Journal, RoundStats
 MARK = ".dfl-localnet"  # only a directory that carries this file is ever emptied
 WEI = 10**18
 STAKE_VNX = 100
+ROLES = "train,request,evaluate"
 GIFT_VNX = 10_000
 READY_S = 180.0  # a busy machine takes its time to import; a node that ends is noticed at once
 STOP_S = 5.0
@@ -106,7 +107,7 @@ class LocalNet:
     def add_node(
         self,
         *options: str,
-        roles: str = "train,request,evaluate",
+        roles: str = ROLES,
         knows_another: bool = True,
         place: Place = Place(),
     ) -> LocalNode:

@@ -161,6 +161,16 @@ def _check(reward: RewardSpec, mode: Mode, least_bond: int, money_suffix: str) -
         raise SpecInvalid("reward.seal_anchor", "belongs to sealed validation rows")
 
 
+def check_served(reward: RewardSpec) -> None:
+    """Raises SpecInvalid for what the contracts and the rules know, but nodes do not act on yet.
+
+    Such a job would not begin, whoever created it.
+    """
+    for field, wanted in (("audits", reward.audits), ("sealed", reward.sealed)):
+        if wanted:
+            raise SpecInvalid(f"reward.{field}", "is not done by nodes of this version yet")
+
+
 def _validation(field: str, value: Any) -> str:
     return FROM_APP if value == FROM_APP else str(cid(field, value))
 

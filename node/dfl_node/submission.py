@@ -15,7 +15,7 @@ from dfl_node.bases import keep_base
 from dfl_node.config import Role
 from dfl_node.jobspec import JobSpec
 from dfl_node.modes.mode import aggregation
-from dfl_node.specrewards import FROM_APP
+from dfl_node.specrewards import FROM_APP, check_served
 from dfl_node.specrules import model_config
 
 if TYPE_CHECKING:
@@ -65,11 +65,7 @@ async def _checked(node: Node, toml: str) -> tuple[JobSpec, int]:
             why="it runs without the role `request`",
             help_command="dfl-node start --roles train,request …",
         )
-    for field, wanted in (("audits", spec.reward.audits), ("sealed", spec.reward.sealed)):
-        if (
-            wanted
-        ):  # the contracts and the rules know it; without nodes that act on it the job would not begin
-            raise SpecInvalid(f"reward.{field}", "is not done by nodes of this version yet")
+    check_served(spec.reward)
     ledger = node.parts.ledger
     held_wei = await trio.to_thread.run_sync(ledger.balance_wei, ledger.address)
     if held_wei < spec.budget_wei:

@@ -59,7 +59,10 @@ class Comparison:
         return self._found
 
     def _ahead(self) -> None:
-        trio.run(self._train_ahead)
+        try:
+            trio.run(self._train_ahead)
+        finally:  # whatever happened, nobody waits for it
+            self._under_way.set()
 
     async def _train_ahead(self) -> None:
         from dfl_ledger.errors import DflError
@@ -67,11 +70,8 @@ class Comparison:
         assert self._samples is not None  # noqa: S101 - else there is no thread
         self._token = trio.lowlevel.current_trio_token()
         self._under_way.set()
-        with self._scope:
-            try:
-                self._found = await _train(self._spec, self._samples, NICE)
-            except DflError:
-                self._found = None
+        with self._scope, suppress(DflError):
+            self._found = await _train(self._spec, self._samples, NICE)
 
 
 async def _train(spec: JobSpec, samples: int, nice: int) -> Evaluation:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PARTS = 12  # the training images are cut into so many parts, shared out evenly
 MAX_NODES = 12
-ROLES = "train,request,evaluate"
 CLAIM_S = 60.0  # for one node's claim
 
 
@@ -84,6 +83,7 @@ class _Demo:
         self._timeout_s = timeout_s
         self._began = time.monotonic()
         self._told: set[str] = set()
+        self._settled: set[int] = set()  # rounds that were told as such
         self._killed: Killed | None = None
 
     def run(self) -> Result:
@@ -119,6 +119,8 @@ class _Demo:
     # -- the steps ------------------------------------------------------------------------------------
     def _start_nodes(self) -> None:
         """All at once: who is up first lists itself in the chain's registry, and the others find it there."""
+        from dfl_node.localnet import ROLES
+
         net = self._net
         for number in range(1, self._count + 1):
             first = (number - 1) * PARTS // self._count + 1
@@ -139,7 +141,8 @@ class _Demo:
                 self._once(f"round {number}: model {row['model'][:24]}… published")
             if row["state"] == "void":
                 self._once(f"round {number}: void, too few contributions")
-            if row["state"] == "settled":
+            if row["state"] == "settled" and number not in self._settled:
+                self._settled.add(number)
                 self._tell_settled(job["job"], number)
 
     def _tell_settled(self, job: JobId, number: int) -> None:
@@ -147,7 +150,7 @@ class _Demo:
             panel = ledger.panel(job, number)
         seats = () if panel is None else panel.seats
         shown = sum(seat.revealed_tx is not None for seat in seats)
-        self._once(f"round {number}: scored by {shown} of {len(seats)} evaluators, settled")
+        self._say(f"round {number}: scored by {shown} of {len(seats)} evaluators, settled")
 
     def _look(self, job: dict[str, Any]) -> None:
         """What must be noticed at once, whether or not the ledger has anything new."""
