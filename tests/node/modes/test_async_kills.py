@@ -15,6 +15,7 @@ from dfl_node.store.memory import Fault as StoreFault
 from tests.node.modes import buffers
 from tests.node.modes.machines import TRAIN_S
 from tests.node.modes.world import Running, When, World, play
+from tests.seeds import seeds
 
 
 class KillPoint(Enum):
@@ -52,7 +53,7 @@ def test_the_job_completes_without_a_node_that_is_killed_and_stays_away(
     play(story, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("away_s", [1, 12])
+@pytest.mark.parametrize("away_s", [1, pytest.param(12, marks=pytest.mark.long)])
 @pytest.mark.parametrize("point", KillPoint)
 def test_a_killed_node_that_restarts_neither_loses_nor_doubles_a_piece(
     point: KillPoint, away_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +85,7 @@ def test_a_killed_node_that_restarts_neither_loses_nor_doubles_a_piece(
     play(story, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30, fast=8))
 def test_any_schedule_of_kills_restarts_outages_and_faults_ends_with_every_piece_used_once(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
