@@ -12,6 +12,7 @@ from tests.faults.test_processes import DONE_S, assert_paid_once, ended
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NODES = 3
+LONG = pytest.mark.long
 BUDGET_WEI = 100 * 10**18  # of a round, in every example
 
 
@@ -61,7 +62,8 @@ def sync(net: LocalNet, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, 
     return run(net, (EXAMPLES / "sync.toml").read_text(), directory), directory
 
 
-@pytest.mark.parametrize("mode", ["sync", "async", "pipeline", "chained"])
+# A sync job is what most other tests of real nodes run.
+@pytest.mark.parametrize("mode", [pytest.param("sync", marks=LONG), "async", "pipeline", "chained"])
 def test_an_example_of_each_mode_trains_a_model_that_reads_digits(
     net: LocalNet, mode: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -80,6 +82,7 @@ def test_an_example_of_each_mode_trains_a_model_that_reads_digits(
         assert {row.kind for row in ledger.contributions(job=job)} == kinds.get(mode, {"update"})
 
 
+@LONG
 def test_the_transfer_example_adapts_a_base_and_sends_only_adapters(net: LocalNet, tmp_path: Path) -> None:
     short = (EXAMPLES / "sync.toml").read_text().replace("rounds = 4", "rounds = 1")
     run(net, short.replace("local_steps = 60", "local_steps = 25"), tmp_path / "base")
@@ -97,6 +100,7 @@ def test_the_transfer_example_adapts_a_base_and_sends_only_adapters(net: LocalNe
     assert (tmp_path / "model" / "model.safetensors").stat().st_size == weights.stat().st_size
 
 
+@LONG
 def test_a_finished_model_is_fitted_to_data_that_stays_here(
     net: LocalNet, sync: tuple[int, Path], tmp_path: Path
 ) -> None:

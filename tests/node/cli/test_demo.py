@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dfl_ledger.records import Cid
 from dfl_node.identity import checksum_address
 
@@ -35,6 +37,7 @@ def _resident_bytes(demo: int) -> list[int]:
     return [resident[n] + sum(resident[p] for p, parent in parents.items() if parent == n) for n in nodes]
 
 
+@pytest.mark.long
 def test_its_json_has_what_is_promised_and_its_nodes_are_small(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dfl_node", "demo", "--datadir", str(tmp_path / "demo"), "--json"]
     command += ["--nodes", str(NODES), "--rounds", str(ROUNDS)]
