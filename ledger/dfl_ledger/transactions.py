@@ -280,8 +280,11 @@ class Writer:
         raise DflError(f"the chain did not take {call.name}", why=reason)
 
     def _appears(self, tx: TxHash) -> bool:
-        """Whether the chain has this transaction. It counts a nonce a moment before it shows what used it, and
-        to take ours for somebody else's in that moment would be to send it twice."""
+        """Whether the chain has this transaction.
+
+        It counts a nonce a moment before it shows what used it. To take ours for somebody else's in that
+        moment would be to send it twice.
+        """
         for pause_s in _APPEARS_S:
             self._sleep(pause_s)
             if self._receipt(tx) is not None:
