@@ -4,13 +4,16 @@ The players are datasets. An update takes part in a coalition of datasets if tha
 used: it could not have been made without. All updates that declare none are one more player, whose worth is
 paid to no dataset. So the worths of a round add up to v(all) here too (Shapley 1953; sources of data as the
 players, as in Ghorbani and Zou 2019, arXiv:1904.02868).
+
+Where the worths of pieces add up as they are (hops, the feed of a pipeline), no coalition has to be measured:
+in such a game each piece's worth is shared equally by the datasets it used, which is the same Shapley value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 
-from dfl_node.value import valuation
+from dfl_node.value import duplicates, valuation
 
 
 def players(uses: Sequence[frozenset[int]]) -> tuple[int, ...]:
@@ -39,3 +42,14 @@ def worths(uses: Sequence[frozenset[int]], method: str, seed: int) -> Generator[
     asking = valuation.value(len(assets) + bool(undeclared), method, seed)
     found = yield from valuation.asked_once(asking, {0: 0}, updates)
     return dict(zip(assets, found.worths, strict=False))  # the undeclared come last and have no name
+
+
+def parted(worths: Sequence[int], uses: Sequence[frozenset[int]]) -> dict[int, int]:
+    """Worth by dataset where pieces' worths add up, from what each piece was worth and what it used. Whole
+    parts; what is left over goes to the lower numbers."""
+    found = dict.fromkeys(players(uses), 0)
+    for worth, own in zip(worths, uses, strict=True):
+        if own:
+            for asset, part in zip(sorted(own), duplicates.shares(worth, len(own)), strict=True):
+                found[asset] += part
+    return found

@@ -75,6 +75,22 @@ def test_efficiency(uses: Uses, seed: int) -> None:
     assert worths(uses, value) == named
 
 
+@given(st.lists(st.frozensets(st.integers(1, 6), max_size=3), min_size=1, max_size=7), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_where_worths_add_up_no_coalition_has_to_be_measured(uses: Uses, seed: int) -> None:
+    value = additive(len(uses), seed)
+    own = [value(1 << update) for update in range(len(uses))]
+    found = datasets.parted(own, uses)
+    assert found == pytest.approx(worths(uses, value), abs=len(uses))
+    assert sum(found.values()) == sum(worth for worth, used in zip(own, uses, strict=True) if used)
+
+
+def test_the_parts_of_a_piece_are_whole() -> None:
+    uses = [frozenset({2, 1, 3}), frozenset({3}), frozenset()]
+    assert datasets.parted([5, 7, 11], uses) == {1: 2, 2: 2, 3: 1 + 7}
+    assert datasets.parted([], []) == {}
+
+
 def test_many_datasets_are_estimated_and_few_evaluations_do() -> None:
     uses = [frozenset({asset, asset + 1}) for asset in range(30)]
     value = averaging(30, 1)
