@@ -81,7 +81,7 @@ class Operator:
                 own = [job for job, used in declared.items() if asset in used]
                 whys = {job: part.left_out.get(asset) for job, part in tuple(self._node.jobs.items())}
                 left_out = {str(job): why for job, why in whys.items() if why is not None}
-                found.append({"asset": asset, "app": app, "jobs": own, "left_out": left_out})
+                found.append({"asset": str(asset), "app": app, "jobs": own, "left_out": left_out})
         return found
 
     async def peers(self) -> list[JsonObject]:

@@ -257,12 +257,12 @@ def test_a_data_set_that_the_job_cannot_have_keeps_nobody_from_training(
         assert parts["b"].activity()["left_out"] == {str(revoked): parts["b"].left_out[revoked]}
         (told, other) = world.running["a"].operator.dataset_list()
         assert told == {
-            "asset": dear,
+            "asset": str(dear),
             "app": "digits",
             "jobs": [],
             "left_out": {"1": parts["a"].left_out[dear]},
         }
-        assert other == {"asset": fair, "app": "digits", "jobs": [1], "left_out": {}}
+        assert other == {"asset": str(fair), "app": "digits", "jobs": [1], "left_out": {}}
         for name in "abc":
             assert world.contributions(name) == [1]
         await world.check_end()
