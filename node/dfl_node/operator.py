@@ -172,9 +172,9 @@ class Operator:
                 raise
             log.info("claimed", job=claim.job, round=claim.round, amount_wei=str(amount_wei))
             total_wei += amount_wei
-            claims.append(
-                {"job": claim.job, "round": claim.round, "amount_wei": str(amount_wei), "tx": receipt.tx}
-            )
+            asset = str(leaf.asset) if leaf.asset else None  # None: for our own work
+            paid = {"amount_wei": str(amount_wei), "asset": asset, "tx": receipt.tx}
+            claims.append({"job": claim.job, "round": claim.round, **paid})
         return {"claims": claims, "total_wei": str(total_wei)}
 
     # -- assets ---------------------------------------------------------------------------------------

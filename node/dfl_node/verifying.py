@@ -219,7 +219,7 @@ class Verifier:
         if not facts.judges:
             self._ok(facts.round, "scores", "nobody scored: equal shares")
             return
-        uses = await _in_thread(self.rows.uses, self.job, facts.round)
+        uses = await _in_thread(self.rows.uses, self.job, facts.round) if facts.datasets else None
         found = await self.mode.worth(facts.round, facts.parent, standing, uses or {})
         worths = [
             *(REFUSED if why else worth for why, worth in zip(standing.refused, found.pieces, strict=True)),

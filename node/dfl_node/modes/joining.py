@@ -15,7 +15,7 @@ from dfl_node.parts import Parts
 log = structlog.get_logger(__name__)
 
 # What the contract says of data sets, not of who joins: what we saw has changed since, or the job is full.
-UNDECLARABLE = frozenset({"AssetUnusable", "ShareTooLow", "MayNotUse", "TooManyDatasets", "AlreadyDeclared"})
+UNDECLARABLE = frozenset({"AssetUnusable", "ShareTooLow", "MayNotUse", "TooManyDatasets"})
 
 
 class Joiner:
@@ -25,18 +25,22 @@ class Joiner:
         self._job, self._spec, self._parts = job, spec, parts
         self.left_out: dict[int, str] = {}  # data sets of ours that the job does not take, and why
 
-    def join(self) -> tuple[int, ...]:
-        """What was declared. A data set that the job does not take keeps nobody from training. Blocks."""
+    def join(self, shard: bytes | None = None) -> tuple[int, ...]:
+        """What was declared. A data set that the job does not take keeps nobody from training. Blocks.
+
+        `shard` is a commitment to our rows, where the job asks for one."""
         ledger, datasets = self._parts.ledger, self._offered()
         try:
-            ledger.join(self._job, datasets)
+            ledger.join(self._job, datasets, shard)
         except Reverted as no:
-            if not datasets or no.error not in UNDECLARABLE:
-                raise
-            if no.error != "AlreadyDeclared":  # else they are, and the rows do not tell yet
+            if no.error == "AlreadyDeclared":  # and the rows do not tell yet
+                datasets, shard = (), None
+            elif datasets and no.error in UNDECLARABLE:
                 self.left_out = self.left_out | dict.fromkeys(datasets, no.why)
-            datasets = ()
-            ledger.join(self._job)
+                datasets = ()
+            else:
+                raise
+            ledger.join(self._job, datasets, shard)
         for asset, why in self.left_out.items():
             log.warning("joined without a data set", job=self._job, asset=asset, why=why)
         return datasets

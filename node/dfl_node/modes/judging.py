@@ -184,24 +184,26 @@ class Judge:
             raise BlobNotFound(f"pieces of job {self._job} round {round_}", why="others may still bring them")
         refused = ["" if verdict.accepted else verdict.why or "refused" for verdict in verdicts]
         judged = replace(fetched, refused=tuple(refused))
-        declared, uses = await trio.to_thread.run_sync(self._declared, round_, panel)
+        datasets, uses = await self._declared(round_, panel)
         found = Worths((0,) * len(refused), self._spec.reward.valuation)
         if ours is not None:
             found = await self._mode.worth(round_, parent, judged, uses)
         scores = [REFUSED if why else _score(worth) for why, worth in zip(refused, found.pieces, strict=True)]
-        datasets = [_score(found.datasets.get(asset, 0)) for asset in declared]
+        taught = [_score(found.datasets.get(asset, 0)) for asset in datasets]
         verdict = PASSED if ours == model else await self._blame(round_, parent, model, judged)
-        vector = [*scores, *datasets, *[UNKNOWN] * panel.audits, verdict]
+        vector = [*scores, *taught, *[UNKNOWN] * panel.audits, verdict]
         whys = {index: why for index, why in enumerate(refused) if why}
         return Scores(vectors.encode(vector), os.urandom(32), found.method, whys)
 
-    def _declared(self, round_: int, panel: PanelState) -> tuple[tuple[int, ...], Uses]:
-        """The data sets that the panel has to measure, by place, and who used which. Blocks."""
-        uses = self._parts.rows.uses(self._job, round_)
-        declared = self._parts.rows.datasets(self._job)[: panel.datasets]
-        if uses is None or len(declared) != panel.datasets:
+    async def _declared(self, round_: int, panel: PanelState) -> tuple[tuple[int, ...], Uses]:
+        """The data sets that the panel has to measure, by place, and who used which."""
+        if not panel.datasets:
+            return (), {}
+        uses = await trio.to_thread.run_sync(self._parts.rows.uses, self._job, round_)
+        known = await trio.to_thread.run_sync(self._parts.rows.datasets, self._job)
+        if uses is None or len(known) < panel.datasets:
             raise ChainUnreachable(f"the ledger lacks data sets of job {self._job} round {round_}")
-        return declared, uses
+        return known[: panel.datasets], uses
 
     async def _fetched(self, round_: int, panel: PanelState) -> Revealed:
         """Every piece that can be had. Who else judges is asked too, so that what one has, all have."""

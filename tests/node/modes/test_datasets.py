@@ -118,6 +118,9 @@ def test_the_owner_claims_although_it_trains_nothing(tmp_path: Path, monkeypatch
         ]
         assert (claimed.leaf.asset, claimed.amount_wei) == (asset, due)
         told = await node.operator.claim(None)
+        assert [(c["asset"], c["amount_wei"]) for c in told["claims"] if c["asset"]] == [
+            (str(asset), str(due))
+        ]
         after = node.parts.ledger.balance_wei(node.parts.ledger.address)
         assert after - before == int(told["total_wei"]) >= due
         assert node.parts.ledger.claimed_wei(JOB, node.parts.ledger.address, asset) == due
