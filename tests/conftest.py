@@ -20,6 +20,7 @@ LANES = {
     "networks that fail": (
         "faults/test_auditing",
         "faults/test_commands",
+        "faults/test_datasets",
         "faults/test_modes",
         "faults/test_processes",
     ),

@@ -86,6 +86,27 @@ class RewardRows(ABC):
             found[Address(node)] = (*found.get(Address(node), ()), asset)
         return found
 
+    def uses(self, job: int, round_: int) -> Mapping[Address, tuple[int, ...]] | None:
+        """Which node had declared which data sets when the round's panel was drawn, in chain order; None if
+        it is not drawn. What was declared later is not measured in the round."""
+        with self.reading() as db:
+            drawn = db.execute(
+                "SELECT seq FROM events WHERE job = ? AND name = 'PanelDrawn' "
+                "AND json_extract(args, '$.round') = ? AND json_extract(args, '$.panel') = 0",
+                (job, round_),
+            ).fetchone()
+            if drawn is None:
+                return None
+            rows = db.execute(
+                "SELECT json_extract(args, '$.node'), json_extract(args, '$.asset') FROM events "
+                "WHERE job = ? AND name = 'DatasetDeclared' AND seq < ? ORDER BY seq",
+                (job, *drawn),
+            ).fetchall()
+        found: dict[Address, tuple[int, ...]] = {}
+        for node, asset in rows:
+            found[Address(node)] = (*found.get(Address(node), ()), asset)
+        return found
+
     def shards(self, job: int) -> Mapping[Address, bytes]:
         """Each node's commitment to the rows it trains on."""
         with self.reading() as db:

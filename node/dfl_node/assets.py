@@ -21,6 +21,17 @@ MAX_PRICE_BPS = 10_000
 MAX_PARENTS = 16
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", re.ASCII)  # as SPDX identifiers and CIDs are
 _NAME_CHARS = 64
+_APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_DIGEST = re.compile(r"0x([0-9a-f]{64})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetManifest:
+    """What ties a data set to rows."""
+
+    app: str  # the application whose rows they are
+    rows: int
+    digest: bytes  # SHA-256 of the rows in their order: 32 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,20 @@ def dataset_manifest(app: str, path: Path, *, name: str, licence: str) -> dict[s
         "digest": "0x" + rows.commitment(found).hex(),
         "licence": licence,
     }
+
+
+def read_manifest(data: bytes) -> DatasetManifest:
+    """From a stranger's file. Raises UsageError for what is no manifest of rows."""
+    try:
+        told = json.loads(data)
+        if not isinstance(told, dict) or told.get("format") != MANIFEST_FORMAT:
+            raise ValueError(f"its format is not {MANIFEST_FORMAT!r}")
+        app, rows, digest = told.get("app"), told.get("rows"), _DIGEST.fullmatch(str(told.get("digest")))
+        if not isinstance(app, str) or not _APP.fullmatch(app) or type(rows) is not int or digest is None:
+            raise ValueError("it lacks app, rows or digest")
+    except (ValueError, RecursionError) as bad:  # JSON of 10,000 brackets
+        raise UsageError("manifest refused", why=str(bad)[:200]) from bad
+    return DatasetManifest(app, rows, bytes.fromhex(digest[1]))
 
 
 def encode_manifest(manifest: dict[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ MAX_BOOTNODES = 64
 MAX_LISTEN = 8
 MAX_PARTS = 100_000
 MAX_THREADS = 256
+MAX_DATASETS = 8
 _MIB = 1024 * 1024
 _WEI = 10**18
 _PORT = re.compile(r"/(?:tcp|udp)/(\d{1,5})(?:/|$)")
@@ -49,6 +50,7 @@ class NodeConfig:
     http_port: int = 0  # 0: any free one
     ipfs: str | None = None  # multiaddr of a Kubo RPC; None: the embedded store
     data: Mapping[str, DataConfig] = field(default_factory=dict)  # application -> the rows held here
+    datasets: tuple[int, ...] = ()  # assets that these rows are, declared in jobs that pay for data
     stake_wei: int | None = None  # None: whatever is staked already
     mdns: bool = True
     auto_claim: bool = False
@@ -172,6 +174,16 @@ def parse_data(values: Iterable[str], shard: str, split: str) -> dict[str, DataC
         app: DataConfig(app=app, path=path, shard=cut, dirichlet_alpha=alpha)
         for app, path in (chosen or dict.fromkeys(installed)).items()
     }
+
+
+def check_datasets(assets: Iterable[int], roles: frozenset[Role]) -> tuple[int, ...]:
+    """The data sets that a node declares, each once."""
+    found = tuple(dict.fromkeys(assets))
+    if len(found) > MAX_DATASETS:
+        raise _wrong("--dataset", f"a node may declare {MAX_DATASETS} data sets, not {len(found)}")
+    if found and Role.TRAIN not in roles:
+        raise _wrong("--dataset", "a node without the role train uses no data set")
+    return found
 
 
 def mib(option: str, value: int) -> int:

@@ -66,10 +66,23 @@ class Operator:
             "peers": self.peer_list(),
             "chain": chain,
             "jobs": await self.jobs(),
+            "datasets": await _in_thread(self.dataset_list),
             "roles": sorted(role.value for role in node.config.roles),
             "reachability": {"state": node.channel.reach.state.value, "why": node.channel.reach.why},
             "version": __version__,
         }
+
+    def dataset_list(self) -> list[JsonObject]:
+        """What our rows are, where we declared that, and why other jobs did not take it. Blocks."""
+        rows, me, found = self._parts.rows, self._parts.ledger.address, list[JsonObject]()
+        for app, assets in self._parts.datasets.items():
+            declared = {row.job: rows.datasets_by_node(row.job).get(me, ()) for row in rows.jobs()}
+            for asset in assets:
+                own = [job for job, used in declared.items() if asset in used]
+                whys = {job: part.left_out.get(asset) for job, part in tuple(self._node.jobs.items())}
+                left_out = {str(job): why for job, why in whys.items() if why is not None}
+                found.append({"asset": str(asset), "app": app, "jobs": own, "left_out": left_out})
+        return found
 
     async def peers(self) -> list[JsonObject]:
         return self.peer_list()
@@ -159,9 +172,9 @@ class Operator:
                 raise
             log.info("claimed", job=claim.job, round=claim.round, amount_wei=str(amount_wei))
             total_wei += amount_wei
-            claims.append(
-                {"job": claim.job, "round": claim.round, "amount_wei": str(amount_wei), "tx": receipt.tx}
-            )
+            asset = str(leaf.asset) if leaf.asset else None  # None: for our own work
+            paid = {"amount_wei": str(amount_wei), "asset": asset, "tx": receipt.tx}
+            claims.append({"job": claim.job, "round": claim.round, **paid})
         return {"claims": claims, "total_wei": str(total_wei)}
 
     # -- assets ---------------------------------------------------------------------------------------

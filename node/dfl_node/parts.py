@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.ledger import Ledger
@@ -30,4 +30,5 @@ class Parts:
     trains: bool  # the role `train`
     lines: Lines  # of pipelined runs
     trainer_memory_bytes: int  # that the trainer's process may take
+    datasets: dict[str, tuple[int, ...]] = field(default_factory=dict)  # application -> what its rows are
     share_rows: bool = False  # its owner lets rows leave this node, as pipelines need it

@@ -24,7 +24,7 @@ from dfl_ledger.evidence import MAX_EVIDENCE_BYTES
 from dfl_ledger.indexer import Indexer
 from dfl_ledger.query import LedgerRows
 from dfl_ledger.records import Address, JobId
-from dfl_node import datadir
+from dfl_node import datadir, declaring
 from dfl_node.api.app import build_app
 from dfl_node.api.server import HttpServer
 from dfl_node.config import NodeConfig, Role
@@ -64,14 +64,17 @@ async def run(config: NodeConfig, account: LocalAccount) -> None:
     async with AsyncExitStack() as stack:
         node, services, http, gateway = await _open(config, account, stack)
         operator = Operator(node)
+        lent = await trio.to_thread.run_sync(declaring.check, node.ledger, config.datasets)
         await node.enter_registry()
         async with trio.open_nursery() as nursery:
             node.nursery = nursery
             for service in services:
                 await nursery.start(service)
-            nursery.start_soon(node.follow_chain)
             nursery.start_soon(node.dial_registry)
             nursery.start_soon(node.hear_news)
+            parts = node.parts  # known before a job is: it is joined once, with them or without
+            parts.datasets.update(await declaring.match(lent, parts.data, parts.store, parts.trainer))
+            nursery.start_soon(node.follow_chain)
             nursery.start_soon(_remember_peers, config.datadir, operator)
             if config.auto_claim:
                 nursery.start_soon(_claim_forever, operator)

@@ -219,10 +219,14 @@ class Verifier:
         if not facts.judges:
             self._ok(facts.round, "scores", "nobody scored: equal shares")
             return
-        worths, method = await self.mode.worth(facts.round, facts.parent, standing)
+        uses = await _in_thread(self.rows.uses, self.job, facts.round) if facts.datasets else None
+        found = await self.mode.worth(facts.round, facts.parent, standing, uses or {})
+        worths = [
+            *(REFUSED if why else worth for why, worth in zip(standing.refused, found.pieces, strict=True)),
+            *(found.datasets.get(asset, 0) for asset in facts.datasets),
+        ]
         apart, strays = 0, set[tuple[int, Address]]()
-        for subject, (why, worth) in enumerate(zip(standing.refused, worths, strict=True)):
-            measured, median = REFUSED if why else worth, facts.medians[subject]
+        for subject, (measured, median) in enumerate(zip(worths, facts.medians, strict=True)):
             outside = recount.outliers(facts, subject, measured)
             off = abs(measured - median)  # beyond any tolerance if just one of them is REFUSED
             self._require(
@@ -235,7 +239,7 @@ class Verifier:
             apart, strays = max(apart, off), strays | set(outside)
         how = "the same" if not apart else f"within {apart}e-9, as another machine's float32 may be"
         lone = f"; outside the tolerance, and outvoted: {_seats(sorted(strays))}" if strays else ""
-        self._ok(facts.round, "scores", f"{len(worths)} by {method}: {how}{lone}")
+        self._ok(facts.round, "scores", f"{len(worths)} by {found.method}: {how}{lone}")
 
     # -- the claims -----------------------------------------------------------------------------------
     async def _check_payouts(self, found: Evidence) -> None:

@@ -29,7 +29,7 @@ from dfl_ledger.records import (
 from dfl_node import jobspec
 from dfl_node.datadir import ledger_path
 from dfl_node.modes import pieces
-from dfl_node.modes.mode import aggregation, training_config
+from dfl_node.modes.mode import ModePart, Worths, aggregation, training_config
 from dfl_node.specrules import model_config
 from dfl_node.store.blocks import BlockFiles
 from dfl_node.store.local import LocalStore
@@ -68,7 +68,6 @@ required_stake = 10
 shares = { data = 20.0, evaluators = 5.0 }
 """
 SAMPLES = 40
-DATA_WORTH = 250_000_000  # what both evaluators say of the data set, in 1e-9
 
 
 class ScoredRound:
@@ -145,15 +144,16 @@ class ScoredRound:
         for node, contribution in made:
             node.reveal(contribution, node.address.encode()[-32:])
         self.read()
-        model, _ = self.measured()
-        turns(self.nodes, self.job)[0][1].publish_model(self.job, 1, self.put(forged) if forged else model)
+        model = self.put(forged) if forged else trio.run(self._combined)[0]
+        turns(self.nodes, self.job)[0][1].publish_model(self.job, 1, model)
         self.read()
 
-    def judge(self, off: dict[int, int] | None = None) -> None:
-        """Both evaluators measure, and bind themselves to it. `off`: what a seat adds to the first score."""
-        _, worths = self.measured()
+    def judge(self, off: dict[int, int] | None = None, *, data_off: int = 0) -> None:
+        """Both evaluators measure, and bind themselves to it. `off`: what a seat adds to the first score;
+        `data_off`: what both add to the data set's."""
+        worths, data_worth = self.measured().pieces, self.data_worth()
         for number, seat in enumerate(self.requester.seats(self.job, 1)):
-            scores = [worths[0] + (off or {}).get(number, 0), *worths[1:], DATA_WORTH, 1]
+            scores = [worths[0] + (off or {}).get(number, 0), *worths[1:], data_worth + data_off, 1]
             self.vectors[number] = vectors.encode(scores)
             sealed = vectors.commitment(self.job, 1, 0, seat.evaluator, self.vectors[number], b"s" * 32)
             self._judge(seat.evaluator).commit_scores(self.job, 1, 0, number, sealed)
@@ -232,19 +232,27 @@ class ScoredRound:
         )
         return (await self.trainer.train(assignment)).delta
 
-    def measured(self) -> tuple[Cid, tuple[int, ...]]:
-        """The model of the pieces, kept, and what each is worth: as an evaluator finds it."""
+    def measured(self) -> Worths:
+        """What the pieces and the data set are worth: as an evaluator finds it."""
         return trio.run(self._measured)
 
-    async def _measured(self) -> tuple[Cid, tuple[int, ...]]:
+    def data_worth(self) -> int:
+        """Of the data set."""
+        return self.measured().datasets[self.asset]
+
+    async def _measured(self) -> Worths:
+        _, parent, accepted, mode = await self._combined()
+        return await mode.worth(1, parent, accepted, self.rows.datasets_by_node(self.job))
+
+    async def _combined(self) -> tuple[Cid, Cid, pieces.Revealed, ModePart]:
+        """The model of the pieces, kept; its parent, what it was made of, and how."""
         verifier = await open_verifier(self.job, self.rows, self.files, self.trainer, lambda check: None)
         rows = self.rows.revealed(self.job, 1)
         data = tuple([await self._get(Cid.parse(row.cid)) for row in rows])
         revealed = pieces.Revealed(rows, data, ("",) * len(rows), all_here=True)
-        parent = state(self.requester, self.job).terms.model
+        parent = Cid.parse(rows[0].parent)
         model, verdicts = await verifier.mode.combine(1, parent, revealed)
-        worths, _ = await verifier.mode.worth(1, parent, revealed.accepted(verdicts))
-        return model, worths
+        return model, parent, revealed.accepted(verdicts), verifier.mode
 
 
 def with_leaf(evidence: Evidence, place: int, **changes: int) -> Evidence:

@@ -16,7 +16,7 @@ from tests.conformance.ledger_story import ETHER
 from tests.ledger.conftest import MemoryWorld
 from tests.ledger.fake_chain import FakeChain, JobStory, address
 from tests.ledger.indexer.conftest import catch_up
-from tests.ledger.scored_round import DATA_WORTH, ScoredRound, with_leaf
+from tests.ledger.scored_round import ScoredRound, with_leaf
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_the_numbers_are_those_that_were_paid(round_: ScoredRound) -> None:
     assert judged.money.reward_wei == 5 * ETHER // 2
     assert judged.money.formula == f"{5 * ETHER} wei * 1 // 2 = {5 * ETHER // 2} wei"
     lent = dataset(round_)
-    assert (lent.asset, lent.kind, lent.median) == (round_.asset, "dataset", DATA_WORTH / 10**9)
+    assert (lent.asset, lent.kind, lent.median) == (round_.asset, "dataset", round_.data_worth() / 10**9)
     assert lent.used_by == (round_.nodes[0].address,)
     assert (lent.money.reward_wei, lent.money.share) == (20 * ETHER, 0.2)
 
@@ -130,8 +130,7 @@ def test_who_measured_otherwise_is_shown(round_: ScoredRound) -> None:
 
 def test_a_refused_piece(round_: ScoredRound) -> None:
     round_.train()
-    _, worths = round_.measured()
-    round_.judge(off=dict.fromkeys((0, 1), REFUSED - worths[0]))
+    round_.judge(off=dict.fromkeys((0, 1), REFUSED - round_.measured().pieces[0]))
     round_.show()
     told = piece(round_)
     assert (told.money.unpaid, told.median) == (Unpaid.REFUSED, None)

@@ -96,6 +96,22 @@ def test_what_the_settler_lied_about_is_named(round_: ScoredRound, lie: str) -> 
     assert found_wrong(round_, lie, why) == ALL[:before]
 
 
+@pytest.mark.parametrize("lie", [10**9, -(10**9)])
+def test_evaluators_who_lied_about_a_data_set_are_found(round_: ScoredRound, lie: int) -> None:
+    round_.submit()
+    round_.train()
+    round_.judge(data_off=lie)
+    round_.show()
+    evidence = round_.evidence()
+    round_.index.add_evidence(evidence, round_.settle(evidence).evidence)
+    worth = round_.data_worth()
+    assert worth > 0
+    why = (
+        f"data set {round_.asset} got {worth + lie}e-9, recomputed {worth}e-9; outside the tolerance: seat 0"
+    )
+    assert found_wrong(round_, "scores", why) == ALL[:8]
+
+
 def test_roots_that_are_not_those_of_the_evidence(round_: ScoredRound) -> None:
     round_.submit()
     round_.train()

@@ -37,6 +37,16 @@ def test_roles() -> None:
             config.parse_roles(bad)
 
 
+def test_data_sets() -> None:
+    train = frozenset({Role.TRAIN})
+    assert config.check_datasets((3, 1, 3), train) == (3, 1)
+    assert config.check_datasets((), frozenset({Role.REQUEST})) == ()
+    assert config.check_datasets(range(8), train) == tuple(range(8))
+    for assets, roles in ((range(9), train), ((1,), frozenset({Role.REQUEST}))):
+        with pytest.raises(UsageError, match="--dataset"):
+            config.check_datasets(assets, roles)
+
+
 def test_listen_addresses() -> None:
     assert config.parse_listen(()) == (LOOPBACK,)
     both = ("/ip4/0.0.0.0/tcp/4001", "/ip6/::1/tcp/0")

@@ -26,7 +26,8 @@ class NodeService(Protocol):
     async def status(self) -> JsonObject:
         """`address`, `peer_id`, `multiaddrs`, `http_url`, `peers`, `chain` (`id`, `head`, `indexed`,
         `behind_blocks`, `behind_s`; all but `id` and `indexed` None while the RPC is silent), `jobs`,
-        `roles`, `version`, `reachability` (`state`: public, private or unknown, and `why`).
+        `datasets` (`asset`, `app`, `jobs` in which it is declared, `left_out`: why other jobs did not take
+        it, by job), `roles`, `version`, `reachability` (`state`: public, private or unknown, and `why`).
         """
         ...
 

@@ -43,9 +43,19 @@ def _status_text(found: Mapping[str, Any]) -> str:
             "chain": f"{chain.get('id')}, head {chain.get('head')}, indexed to {chain.get('indexed')}"
             + _lag(chain),
             "jobs": len(jobs),
+            "data sets": _datasets(found.get("datasets")),
             "version": found.get("version"),
         }
     )
+
+
+def _datasets(told: object) -> str | None:
+    lines = []
+    for entry in _list(told):
+        jobs, left_out = ", ".join(map(str, _list(entry.get("jobs")))), entry.get("left_out") or {}
+        lines.append(f"{entry.get('asset')}, rows of {entry.get('app')}, declared in jobs: {jobs or 'none'}")
+        lines += [f"  not in job {job}: {why}" for job, why in left_out.items()]
+    return ("\n" + " " * 14).join(lines) or None
 
 
 def _lag(chain: Mapping[str, Any]) -> str:

@@ -68,6 +68,14 @@ _READY_LOOK_S = 0.1
 @click.option(
     "--split", default="iid", show_default=True, metavar="iid|dirichlet:ALPHA", help="How parts are cut."
 )
+@click.option(
+    "--dataset",
+    "datasets",
+    type=click.IntRange(1, 2**63 - 1),
+    multiple=True,
+    metavar="ASSET",
+    help="The data set that the rows of --data are, paid by jobs that pay for data. Repeatable.",
+)
 @click.option("--stake", metavar="VNX", help="Stake at least this much.  [default: what is staked already]")
 @click.option("--no-mdns", is_flag=True, help="Do not look for peers on the local network.")
 @click.option(
@@ -98,6 +106,7 @@ def start(
     data: tuple[str, ...],
     shard: str,
     split: str,
+    datasets: tuple[int, ...],
     stake: str | None,
     no_mdns: bool,
     share_rows: bool,
@@ -116,6 +125,7 @@ def start(
     boot, listens = config.parse_bootnodes(bootnodes), config.parse_listen(listen)
     stake_wei = None if stake is None else config.parse_vnx("--stake", stake)
     rows = config.parse_data(data, shard, split)
+    lent = config.check_datasets(datasets, checked_roles)
     store_bytes = config.mib("--max-store-mb", max_store_mb)
     trainer_bytes = config.mib("--max-memory", max_memory)
     kubo = None if ipfs is None else config.parse_ipfs(ipfs)
@@ -133,6 +143,7 @@ def start(
             http_port=http_port,
             ipfs=kubo,
             data=rows,
+            datasets=lent,
             stake_wei=stake_wei,
             mdns=not no_mdns,
             share_rows=share_rows,

@@ -23,11 +23,11 @@ from dfl_node import holders
 from dfl_node.modes import laps
 from dfl_node.modes.laps import Link
 from dfl_node.modes.measuring import Measured, Measurer
-from dfl_node.modes.mode import Context, job_seed
+from dfl_node.modes.mode import Context, Uses, Worths, job_seed
 from dfl_node.modes.pieces import Revealed
 from dfl_node.rounds.vocabulary import Hop, Train, Work
 from dfl_node.train.trainer import Assignment, Verdict, WeightedUpdate
-from dfl_node.value import hops
+from dfl_node.value import datasets, hops
 
 log = structlog.get_logger(__name__)
 
@@ -206,11 +206,14 @@ class Chained:
         kept = await self._parts.store.put(await self._context.fetch_model(model))  # pinned, whoever made it
         return kept, tuple(Verdict(not why, why) for why in refused)
 
-    async def worth(self, round_: int, parent: Cid, revealed: Revealed) -> tuple[tuple[int, ...], str]:
-        """Each hop's gain on the validation rows, corrected for its place in the lap."""
+    async def worth(self, round_: int, parent: Cid, revealed: Revealed, uses: Uses) -> Worths:
+        """Each hop's gain on the validation rows, corrected for its place in the lap. Gains add up: a data
+        set is worth its part of the hops that were made with it."""
         gains, depths = laps.gains(*await self._lap(revealed))
         earned = [0 if why else gain for gain, why in zip(gains, revealed.refused, strict=True)]
-        return hops.worths(earned, depths), hops.HOP_GAIN
+        worths = hops.worths(earned, depths)
+        used = [frozenset(uses.get(Address(row.node), ())) for row in revealed.rows]
+        return Worths(worths, hops.HOP_GAIN, datasets.parted(worths, used))
 
     async def _lap(self, revealed: Revealed) -> tuple[tuple[Link, ...], dict[Cid, Measured]]:
         """The lap's hops in order, and what each of its models measures."""

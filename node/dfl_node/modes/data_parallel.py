@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 from dfl_ledger.errors import UsageError
 from dfl_ledger.query import ContributionRow
 from dfl_ledger.records import Address, Cid, JobState, Kind
-from dfl_node.modes.mode import Context, job_seed
+from dfl_node.modes.mode import Context, Uses, Worths, job_seed
 from dfl_node.modes.pieces import Revealed
 from dfl_node.rounds.vocabulary import Hop, Train, Work
 from dfl_node.train.trainer import Assignment, Verdict, WeightedUpdate
@@ -92,9 +93,15 @@ class DataParallel:
         )
         return await self._parts.store.put(result.model), revealed.spread(result.verdicts)
 
-    async def worth(self, round_: int, parent: Cid, revealed: Revealed) -> tuple[tuple[int, ...], str]:
-        """Each update's marginal worth on the validation rows."""
-        updates = await self.weighted(round_, revealed)
+    async def worth(self, round_: int, parent: Cid, revealed: Revealed, uses: Uses) -> Worths:
+        """Marginal worths on the validation rows: of each update, and of each data set by the same
+        measurements."""
+        updates = [
+            replace(update, datasets=tuple(uses.get(Address(row.node), ())))
+            for update, (row, _) in zip(
+                await self.weighted(round_, revealed), revealed.standing(), strict=True
+            )
+        ]
         pieces = "".join(row.cid for row, _ in revealed.standing())
         scores = await self._parts.trainer.score(
             self._context.model,
@@ -108,7 +115,8 @@ class DataParallel:
             seed=int.from_bytes(hashlib.sha256(f"{parent}/{round_}/{pieces}".encode()).digest(), "big"),
         )
         inspected = iter(scores.worths)
-        return tuple(0 if why else next(inspected) for why in revealed.refused), scores.method
+        worths = tuple(0 if why else next(inspected) for why in revealed.refused)
+        return Worths(worths, scores.method, scores.datasets)
 
     async def weighted(self, round_: int, revealed: Revealed) -> list[WeightedUpdate]:
         """The updates that nothing speaks against, and what each weighs."""

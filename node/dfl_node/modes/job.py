@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from dfl_ledger.records import Address, Cid, Contribution, JobId, JobState, Leas
 from dfl_node.jobspec import JobSpec
 from dfl_node.modes import mode
 from dfl_node.modes.challenging import Challenger
+from dfl_node.modes.joining import Joiner
 from dfl_node.modes.judging import Judge
 from dfl_node.modes.measuring import Measurer
 from dfl_node.modes.meter import RoundMeter
@@ -86,6 +87,7 @@ class JobPart:
         context = self._context = mode.Context(job, spec, parts, clock, lambda: self._state)
         self._mode = mode.open_mode(context)
         self._measurer = Measurer(context)
+        self._joiner = Joiner(job, spec, parts)
         self._settler = Settler(job, spec, parts, self._mode)
         self._judge = Judge(job, spec, parts, self._mode, clock)
         self._challenger = Challenger(job, parts)
@@ -112,7 +114,12 @@ class JobPart:
 
     def activity(self) -> dict[str, Any]:
         """What the mode is busy with, as plain JSON values."""
-        return {**self._measurer.activity(), **self._mode.activity()}
+        return {**self._measurer.activity(), **self._joiner.activity(), **self._mode.activity()}
+
+    @property
+    def left_out(self) -> Mapping[int, str]:
+        """The data sets of ours that the job did not take, and why."""
+        return self._joiner.left_out
 
     @property
     def max_piece_bytes(self) -> int:
@@ -317,8 +324,8 @@ class JobPart:
         ledger, in_thread = self._parts.ledger, trio.to_thread.run_sync
         match action:
             case rounds.Join(round_):
-                await in_thread(ledger.join, self.job)
-                log.info("joined", job=self.job, from_round=round_)
+                datasets = await in_thread(self._joiner.join)
+                log.info("joined", job=self.job, from_round=round_, datasets=list(datasets))
             case rounds.Train():
                 await self._train(action)
             case rounds.Hop():

@@ -32,7 +32,7 @@ from dfl_ledger.records import REFUSED, Address, Cid, JobId, Mode, PanelPhase, P
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Scores
 from dfl_node.modes import pieces
-from dfl_node.modes.mode import ModePart
+from dfl_node.modes.mode import ModePart, Uses, Worths
 from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
 from dfl_node.rounds.machine import RETRY_S
@@ -184,17 +184,26 @@ class Judge:
             raise BlobNotFound(f"pieces of job {self._job} round {round_}", why="others may still bring them")
         refused = ["" if verdict.accepted else verdict.why or "refused" for verdict in verdicts]
         judged = replace(fetched, refused=tuple(refused))
-        worths, method = (0,) * len(refused), self._spec.reward.valuation
+        datasets, uses = await self._declared(round_, panel)
+        found = Worths((0,) * len(refused), self._spec.reward.valuation)
         if ours is not None:
-            worths, method = await self._mode.worth(round_, parent, judged)
-        scores = [
-            REFUSED if why else max(-MAX_SCORE, min(worth, MAX_SCORE))
-            for why, worth in zip(refused, worths, strict=True)
-        ]
+            found = await self._mode.worth(round_, parent, judged, uses)
+        scores = [REFUSED if why else _score(worth) for why, worth in zip(refused, found.pieces, strict=True)]
+        taught = [_score(found.datasets.get(asset, 0)) for asset in datasets]
         verdict = PASSED if ours == model else await self._blame(round_, parent, model, judged)
-        vector = [*scores, *[UNKNOWN] * panel.datasets, *[UNKNOWN] * panel.audits, verdict]
+        vector = [*scores, *taught, *[UNKNOWN] * panel.audits, verdict]
         whys = {index: why for index, why in enumerate(refused) if why}
-        return Scores(vectors.encode(vector), os.urandom(32), method, whys)
+        return Scores(vectors.encode(vector), os.urandom(32), found.method, whys)
+
+    async def _declared(self, round_: int, panel: PanelState) -> tuple[tuple[int, ...], Uses]:
+        """The data sets that the panel has to measure, by place, and who used which."""
+        if not panel.datasets:
+            return (), {}
+        uses = await trio.to_thread.run_sync(self._parts.rows.uses, self._job, round_)
+        known = await trio.to_thread.run_sync(self._parts.rows.datasets, self._job)
+        if uses is None or len(known) < panel.datasets:
+            raise ChainUnreachable(f"the ledger lacks data sets of job {self._job} round {round_}")
+        return known[: panel.datasets], uses
 
     async def _fetched(self, round_: int, panel: PanelState) -> Revealed:
         """Every piece that can be had. Who else judges is asked too, so that what one has, all have."""
@@ -238,3 +247,8 @@ class Judge:
     def _share_of(self, panel: PanelState, share: float) -> float:
         """Unix seconds at which this share of the window of commitments has gone."""
         return panel.commit_until - (1 - share) * self._spec.reward.score_s
+
+
+def _score(worth: int) -> int:
+    """As a vector holds it: the least number of 64 bits says that a piece is refused."""
+    return max(-MAX_SCORE, min(worth, MAX_SCORE))

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -100,6 +100,18 @@ class Context:
         return work
 
 
+Uses = Mapping[Address, Sequence[int]]  # which data sets each node declared; none: the node is missing
+
+
+@dataclass(frozen=True, slots=True)
+class Worths:
+    """What a round's work was worth."""
+
+    pieces: tuple[int, ...]  # one a revealed piece, 0 for a refused one
+    method: str  # that gave them
+    datasets: Mapping[int, int] = field(default_factory=dict)  # by asset; 0 for what is missing
+
+
 class ModePart(Protocol):
     """One node's part in one job, as far as the mode decides it."""
 
@@ -132,8 +144,8 @@ class ModePart(Protocol):
         """The round's model, stored, and a verdict for each revealed piece."""
         ...
 
-    async def worth(self, round_: int, parent: Cid, revealed: Revealed) -> tuple[tuple[int, ...], str]:
-        """Each piece's measured worth (0 for a refused one), and the method that gave it."""
+    async def worth(self, round_: int, parent: Cid, revealed: Revealed, uses: Uses) -> Worths:
+        """What each piece is worth, and each data set that one was made with."""
         ...
 
 

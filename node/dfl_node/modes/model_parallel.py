@@ -14,7 +14,7 @@ import trio
 from dfl_ledger.errors import DflError, TimedOut, UpdateRefused, UsageError, VerificationFailed
 from dfl_ledger.query import ContributionRow
 from dfl_ledger.records import Address, Cid, JobState, Kind
-from dfl_node.modes.mode import Context
+from dfl_node.modes.mode import Context, Uses, Worths
 from dfl_node.modes.pieces import Revealed
 from dfl_node.modes.pipeline.files import MAX_RECORD_BYTES, Record, StageFile, StageHeader
 from dfl_node.modes.pipeline.judging import Choice, FeedPiece, StagePiece, choices, missing
@@ -24,6 +24,8 @@ from dfl_node.modes.pipeline.setting import max_stage_file_bytes, pipeline_of
 from dfl_node.modes.pipeline.speed import measure
 from dfl_node.rounds.vocabulary import Hop, Train, Work
 from dfl_node.train.trainer import Verdict
+from dfl_node.value import datasets
+from dfl_node.value.shapley import fixed
 
 log = structlog.get_logger(__name__)
 
@@ -126,8 +128,9 @@ class ModelParallel:
         )
         return await self._parts.store.put(model), verdicts
 
-    async def worth(self, round_: int, parent: Cid, revealed: Revealed) -> tuple[tuple[int, ...], str]:
-        """Completed and verified micro-batches: as many for each stage, and for the feed."""
+    async def worth(self, round_: int, parent: Cid, revealed: Revealed, uses: Uses) -> Worths:
+        """Completed and verified micro-batches: as many for each stage, and for the feed. A data set is worth
+        what the round took off the validation loss, if it is of the feed: nobody else's rows were used."""
         scores = []
         for row, piece, why in zip(revealed.rows, revealed.pieces, revealed.refused, strict=True):
             steps = 0
@@ -136,7 +139,22 @@ class ModelParallel:
             elif not why:
                 steps = Record.decode(piece).finish.point.step
             scores.append(steps * pipeline_of(self._context).micro_batches)
-        return tuple(scores), "micro-batches"
+        fed = [
+            frozenset(uses.get(Address(row.node), ()))
+            for row, why in zip(revealed.rows, revealed.refused, strict=True)
+            if not why and row.kind == Kind.FEED.name.lower()
+        ]
+        gain = await self._gain(round_, parent, revealed) if any(fed) else 0
+        return Worths(tuple(scores), "micro-batches", datasets.parted([gain] * len(fed), fed))
+
+    async def _gain(self, round_: int, parent: Cid, revealed: Revealed) -> int:
+        """How much less the round's model loses on the validation rows than its parent, in 1e-9."""
+        context, (model, _) = self._context, await self.combine(round_, parent, revealed)
+        rows, losses = await context.validation(), []
+        for cid in (parent, model):
+            found = await context.fetch_model(cid)
+            losses.append(fixed(await self._parts.trainer.loss(context.model, found, rows, context.rule)))
+        return losses[0] - losses[1]
 
     # -- judging --------------------------------------------------------------------------------------
     def _read(

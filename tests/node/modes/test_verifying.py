@@ -16,6 +16,7 @@ from dfl_ledger.records import REFUSED, Cid, JobId, Leaf, Mode
 from dfl_node.journal import Scores
 from dfl_node.modes.data_parallel import DataParallel
 from dfl_node.modes.judging import Judge
+from dfl_node.modes.mode import Worths
 from dfl_node.train.memory import MemoryTrainer
 from dfl_node.verifying import Check, open_verifier
 from tests.faults.matrix import JOBS
@@ -57,9 +58,9 @@ def test_an_honest_job_holds(mode: Mode, tmp_path: Path, monkeypatch: pytest.Mon
 def lie_about_scores(patch: pytest.MonkeyPatch, world: World) -> None:
     honest = DataParallel.worth
 
-    async def worth(self: DataParallel, *args: Any) -> tuple[tuple[int, ...], str]:
-        scores, method = await honest(self, *args)
-        return (10**12, *scores[1:]), method
+    async def worth(self: DataParallel, *args: Any) -> Worths:
+        found = await honest(self, *args)
+        return replace(found, pieces=(10**12, *found.pieces[1:]))
 
     patch.setattr(DataParallel, "worth", worth)
 

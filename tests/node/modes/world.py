@@ -391,11 +391,12 @@ class World:
             settled = [s for (j, _), s in sorted(chain.distributor.settlements.items()) if j == number]
             assert job.spent_wei == (settled[-1].total_wei if settled else 0)
         for event in self.job_events("Claimed"):
-            paid[int(str(event.args["job"])), str(event.args["account"])] += int(str(event.args["amount"]))
-        for (number, account), amount in paid.items():
+            payee = str(event.args["asset"] or event.args["account"])  # an asset's owner may change
+            paid[int(str(event.args["job"])), payee] += int(str(event.args["amount"]))
+        for (number, payee), amount in paid.items():
             last = max(r for j, r in chain.distributor.settlements if j == number)
-            leaves = {leaf.account: leaf.cumulative_wei for leaf in self.evidence(last).leaves}
-            assert amount <= leaves[Address(account)]
+            leaves = {str(leaf.asset or leaf.account): leaf for leaf in self.evidence(last).leaves}
+            assert amount <= leaves[payee].cumulative_wei
         for name, key in (
             ("ContributionRevealed", ("round", "node")),
             ("ContributionCommitted", ("round", "node")),

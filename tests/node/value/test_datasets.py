@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dfl_node.value import datasets, shapley, valuation
 from dfl_node.value.valuation import LEAVE_ONE_OUT, SHAPLEY
-from tests.node.value.games import Value, additive, averaging
+from tests.node.value.games import Value, additive, averaging, saturating
 
 Uses = list[frozenset[int]]
 
@@ -49,6 +51,17 @@ def test_datasets_used_together_share_and_both_are_needed() -> None:
     assert found == pytest.approx(expected, abs=1)
 
 
+@pytest.mark.parametrize("game", [averaging, saturating], ids=lambda game: game.__name__)
+def test_many_names_for_one_set_of_rows_earn_what_one_does(game: Callable[[int, int], Value]) -> None:
+    """Three updates, of which the second used dataset 5, and then 5 to 9."""
+    value = game(3, 8)
+    once = worths([frozenset({1}), frozenset({5}), frozenset({2})], value)
+    split = worths([frozenset({1}), frozenset(range(5, 10)), frozenset({2})], value)
+    assert (split[1], split[2]) == (once[1], once[2])
+    assert sum(split[asset] for asset in range(5, 10)) == once[5]
+    assert max(split[asset] for asset in range(5, 10)) - min(split[asset] for asset in range(5, 10)) <= 1
+
+
 def test_undeclared_data_keeps_its_worth_and_no_dataset_gets_it() -> None:
     value = additive(3, 5)
     assert worths([frozenset(), frozenset({4}), frozenset()], value) == {4: value(0b010)}
@@ -73,6 +86,23 @@ def test_efficiency(uses: Uses, seed: int) -> None:
     named = worths(everything, value)
     named.pop(1000, None)
     assert worths(uses, value) == named
+
+
+@given(st.lists(st.frozensets(st.integers(1, 6), max_size=3), min_size=1, max_size=7), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_where_worths_add_up_no_coalition_has_to_be_measured(uses: Uses, seed: int) -> None:
+    value = additive(len(uses), seed)
+    own = [value(1 << update) for update in range(len(uses))]
+    found = datasets.parted(own, uses)
+    assert found == pytest.approx(worths(uses, value), abs=len(uses))
+    assert sum(found.values()) == sum(worth for worth, used in zip(own, uses, strict=True) if used)
+
+
+def test_the_parts_of_a_piece_are_whole() -> None:
+    uses = [frozenset({2, 1, 3}), frozenset({3}), frozenset()]
+    assert datasets.players(uses) == ((1, 2), (3,))
+    assert datasets.parted([5, 7, 11], uses) == {1: 2, 2: 1, 3: 2 + 7}
+    assert datasets.parted([], []) == {}
 
 
 def test_many_datasets_are_estimated_and_few_evaluations_do() -> None:
