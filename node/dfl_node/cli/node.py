@@ -43,9 +43,16 @@ def _status_text(found: Mapping[str, Any]) -> str:
             "chain": f"{chain.get('id')}, head {chain.get('head')}, indexed to {chain.get('indexed')}"
             + _lag(chain),
             "jobs": len(jobs),
+            **_declined(jobs),
             "version": found.get("version"),
         }
     )
+
+
+def _declined(jobs: list[Any]) -> dict[str, object]:
+    """The jobs that the node does not train in though it could, and why."""
+    told = [(job.get("job"), job.get("declined")) for job in jobs if isinstance(job, dict)]
+    return {f"declines {job}": why for job, why in told if why}
 
 
 def _lag(chain: Mapping[str, Any]) -> str:
