@@ -195,9 +195,11 @@ class KnownRound:
             for fallen in self.job.overturned
             if fallen.round == self.round
         ]
-        for failed in self.job.audits:
-            if failed.node == node and failed.round == self.round and failed.appeal_until is not None:
-                notes.append(self._failed_audit(failed))
+        notes += [
+            self._failed_audit(failed)
+            for failed in self.job.audits
+            if failed.node == node and failed.round == self.round and failed.appeal_until is not None
+        ]
         if node in self.job.bans:
             notes.append("its node is banned from the job: it can earn nothing more there")
         return tuple(notes)
