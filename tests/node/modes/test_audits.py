@@ -13,6 +13,7 @@ import trio
 
 from dfl_ledger import vectors
 from dfl_ledger.errors import BlobNotFound
+from dfl_ledger.explain import Explainer
 from dfl_ledger.records import BANNED, Cid, JobId, Phase
 from dfl_node.modes import audited as audited_side
 from dfl_node.modes import auditing
@@ -21,6 +22,7 @@ from dfl_node.train.trainer import ModelUpdate, Shard
 from tests.conformance.trainer import numbers, with_numbers
 from tests.node.modes.buffers import ASYNC
 from tests.node.modes.terms import SPEC
+from tests.node.modes.test_verifying import verify
 from tests.node.modes.world import SCORE_S, STAKE_WEI, Running, When, World, play
 
 JOB = JobId(1)
@@ -367,6 +369,31 @@ def test_an_appeal_that_a_fresh_jury_refuses_costs_two_bonds(
         await world.check_end()
 
     play(story, tmp_path, monkeypatch)
+
+
+def test_whoever_was_not_there_is_told_of_verdicts_bans_and_appeals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(world: World) -> None:
+        victim = world.machines["b"].address
+        lying(monkeypatch, lambda found: found.node == victim and found.panel == 0 and found.round == 1)
+        await world.submit(rounds=2, text=AUDITED.replace("audits = 2", "audits = 3"))
+        await world.until_over()
+        assert told(world, "AuditFailed") == [(1, "b")]
+        said = {check.what: check.detail for check in await verify(world, 1)}
+        assert "failed" in said["audits"]
+        assert "opened to the jury only" in said["audits"]
+        rows = world.running["requester"].parts.rows
+        (own,) = rows.contributions(node=victim, job=JOB, round_=1)
+        (note,) = Explainer(rows, world.now()).contribution(own).money.notes
+        assert "which was overruled on appeal" in note
+        jurors, appeal = note.split("; the appeal's: ")
+        assert jurors.count(" failed") >= 2, "the audit's name, and its jurors"
+        assert appeal.count(" passed") >= 1
+        assert "failed" not in appeal
+        assert str(victim) not in note
+
+    play(story, tmp_path, monkeypatch, trainers=3)
 
 
 @pytest.mark.parametrize(
