@@ -55,7 +55,11 @@ class Audited:
         return self._commitment if known is None else None
 
     async def _shard(self) -> Shard:
-        shard = await self._parts.trainer.shard(self._parts.data[self._spec.app])
+        data = self._parts.data.get(self._spec.app)
+        if data is None:
+            why = f"it holds no rows of {self._spec.app}"
+            raise UsageError(f"this node cannot show what it trained on in job {self._job}", why=why)
+        shard = await self._parts.trainer.shard(data)
         boxes.check_size(shard.rows)
         return shard
 
@@ -70,7 +74,7 @@ class Audited:
     # -- what is due ------------------------------------------------------------------------------------
     def errands(self, now: float) -> tuple[Errand, ...]:
         """What the audits of this job ask of us. Blocks."""
-        if not self.applies:
+        if not self.applies or not self._parts.share_rows:  # its owner's word of today, whatever it joined
             return ()
         found = list[Errand]()
         for round_ in self._parts.rows.unsettled_rounds(self._job):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from dfl_ledger.errors import ChainUnreachable, DflError, Reverted
+from dfl_ledger.errors import ChainUnreachable, DflError, Reverted, UsageError
 from dfl_ledger.records import (
     BANNED,
     Address,
@@ -388,13 +388,23 @@ class JobPart:
 
     async def _join(self) -> None:
         """Where it is audited, with a commitment to our rows; the chain takes one once."""
-        shard = await self._audited.commitment()
+        shard = await self._shard()
         await trio.to_thread.run_sync(self._parts.ledger.join, self.job, (), shard)
+
+    async def _shard(self) -> bytes | None:
+        """What to commit to where work is audited. Raises UsageError for rows that would pass no audit, and
+        does not train any more: another start may bring the right ones."""
+        try:
+            return await self._audited.commitment()
+        except UsageError as unfit:
+            self.declined = str(unfit)
+            self._state = replace(self._state, trains=False)
+            raise
 
     async def _train(self, action: rounds.Train) -> None:
         """The mode's piece of work, journalled. Its commitment is the next action."""
         with self._trainings[action.round] as abandoned:
-            await self._audited.commitment()
+            await self._shard()
             work = await self._mode.train(action)
             self._report.send_nowait(rounds.Trained(work))
         if abandoned.cancelled_caught:

@@ -174,8 +174,33 @@ def test_who_comes_back_with_other_rows_stops_training_and_is_not_banned(
         await world.start("c")
         await world.until_over()
         assert before == len(world.contributions("c"))
+        assert "has no use for the rows of this node" in world.running["c"].jobs[JOB].declined
         assert not world.job_events("AuditFailed")
         assert not [e for e in world.job_events("Slashed") if e.args["node"] == machine.address]
+
+    play(story, tmp_path, monkeypatch)
+
+
+def test_rows_are_not_shown_once_their_owner_has_withdrawn_its_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That costs the node its place, and a bond: no more, for it cannot appeal without showing them."""
+
+    async def story(world: World) -> None:
+        def withdraw(node: Running) -> None:
+            world.kill("c")
+            node.machine.share_rows = False
+
+        world.trap("reveal", When.AFTER, withdraw, of="c")
+        await world.submit(rounds=3, text=AUDITED)
+        await world.until(lambda: "c" not in world.running, "it is killed")
+        await world.start("c")
+        await world.until_over()
+        assert "c" not in {name for _, name in told(world, "ShardOpened")}
+        assert not world.job_events("Appealed")
+        assert {name for _, name in told(world, "AuditFailed")} <= {"c"}
+        assert lost_wei(world, "c") == len(told(world, "AuditFailed")) * bond_wei(world)
+        assert len(world.contributions("c")) == 1
 
     play(story, tmp_path, monkeypatch)
 
