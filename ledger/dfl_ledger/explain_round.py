@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dfl_ledger import audit
+from dfl_ledger import audit, vectors
 from dfl_ledger.errors import UsageError
 from dfl_ledger.facts import RoundFacts, Shares
 from dfl_ledger.median import is_outlier
@@ -167,6 +168,25 @@ class KnownRound:
         shown = sum(seat.revealed_tx is not None for seat in seats)
         return f"of {len(seats)} evaluators {committed} have committed to their scores and {shown} shown them"
 
+    def _failed_audit(self, failed: AuditRow) -> str:
+        """What became of it, and who said what."""
+        end = {
+            None: "was appealed" if failed.appealed else "may be appealed",
+            True: "stands",
+            False: "was overruled on appeal",
+        }
+        told = f"its audit {failed.audit} failed, which {end[failed.upheld]}"
+        if self.facts is not None and failed.audit < self.facts.audits:
+            subject = len(self.facts.contributions) + len(self.facts.datasets) + failed.audit
+            said = {self.facts.ballots[seat].evaluator: v[subject] for seat, v in self.facts.scores.items()}
+            told += f"; its jurors: {_votes(said, failed.node)}"
+        jury = self.rows.panel(self.job.row.job, self.round, failed.audit + 1) if failed.appealed else None
+        if jury is not None:
+            shown = ((seat.evaluator, seat.vector) for seat in jury.seats)
+            heard = {node: vectors.decode(vector, 1)[0] for node, vector in shown if vector is not None}
+            told += f"; the appeal's: {_votes(heard, failed.node)}"
+        return told
+
     def notes(self, node: Address) -> tuple[str, ...]:
         """What else befell the round, or its contributor."""
         notes = [
@@ -175,17 +195,21 @@ class KnownRound:
             for fallen in self.job.overturned
             if fallen.round == self.round
         ]
-        for failed in self.job.audits:
-            if failed.node == node and failed.round == self.round and failed.appeal_until is not None:
-                end = {
-                    None: "appealed" if failed.appealed else "may be appealed",
-                    True: "stands",
-                    False: "was overruled on appeal",
-                }
-                notes.append(f"its audit {failed.audit} failed, which {end[failed.upheld]}")
+        notes += [
+            self._failed_audit(failed)
+            for failed in self.job.audits
+            if failed.node == node and failed.round == self.round and failed.appeal_until is not None
+        ]
         if node in self.job.bans:
             notes.append("its node is banned from the job: it can earn nothing more there")
         return tuple(notes)
+
+
+def _votes(votes: Mapping[Address, int], judged: Address) -> str:
+    """`0xab… passed, 0xcd… failed`, without the word of whom it is about."""
+    names = {1: "passed", 0: "cannot tell", -1: "failed"}
+    told = [f"{n} {names[(vote > 0) - (vote < 0)]}" for n, vote in votes.items() if n != judged]
+    return ", ".join(told) or "none said anything"
 
 
 def in_loss(score: int | None) -> float | None:

@@ -17,6 +17,7 @@ from dfl_ledger.records import (
     Address,
     AssetKind,
     AssetUse,
+    Cid,
     Fault,
     JobId,
     JobTerms,
@@ -30,6 +31,7 @@ from dfl_ledger.rows_rewards import (
     AssetRow,
     AuditRow,
     OffenceRow,
+    OpeningRow,
     OverturnedRow,
     PanelRow,
     SeatRow,
@@ -165,6 +167,20 @@ class RewardRows(ABC):
                 (job, round_, round_),
             ).fetchall()
         return tuple(map(_audit, rows))
+
+    def openings(self, job: int, round_: int, audit: int) -> tuple[OpeningRow, ...]:
+        """Where the audited node said that its rows lie, in chain order: for each of its juries, or again."""
+        with self.reading() as db:
+            rows = db.execute(
+                "SELECT args, block FROM events WHERE job = ? AND name = 'ShardOpened' "
+                "AND json_extract(args, '$.round') = ? AND json_extract(args, '$.audit') = ? ORDER BY seq",
+                (job, round_, audit),
+            ).fetchall()
+        told = [(json.loads(args), block) for args, block in rows]
+        return tuple(
+            OpeningRow(Address(args["node"]), str(Cid.from_digest(_bytes(args["boxes"]))), block)
+            for args, block in told
+        )
 
     def bans(self, job: int) -> frozenset[Address]:
         """Who is shut out of a job."""

@@ -50,6 +50,15 @@ class AuditRow(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class OpeningRow(Row):
+    """A shard that its node opened to a jury."""
+
+    node: Address
+    boxes: str
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
 class OffenceRow(Row):
     """What a node lost a bond for."""
 

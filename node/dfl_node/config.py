@@ -54,7 +54,7 @@ class NodeConfig:
     stake_wei: int | None = None  # None: whatever is staked already
     mdns: bool = True
     auto_claim: bool = False
-    share_rows: bool = False  # in pipelines rows go to the nodes that hold the first stage
+    share_rows: bool = False  # pipelines and audits show rows to other nodes
     max_store_bytes: int = 4096 * _MIB
     trainer_memory_bytes: int = 2048 * _MIB
     threads: int = 1  # of the trainer

@@ -128,6 +128,14 @@ class Journal:
             ).fetchone()
         return None if row is None else _work(row)
 
+    def work_of(self, job: JobId, cid: Cid) -> Work | None:
+        """The work that gave a piece, by the round it was trained for."""
+        with self._transaction() as db:
+            row = db.execute(
+                f"{_SELECT_WORK} WHERE job = ? AND cid = ? ORDER BY rowid DESC", (job, str(cid))
+            ).fetchone()
+        return None if row is None else _work(row)
+
     def promise(self, job: JobId, work: Work) -> Work:
         """Keep which piece goes into `work.round`; a round's first promise stands, and is what comes back.
 

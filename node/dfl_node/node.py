@@ -21,7 +21,7 @@ from dfl_ledger.errors import (
     SpecInvalid,
     UpdateRefused,
 )
-from dfl_ledger.records import Event, JobId, JobState, Mode
+from dfl_ledger.records import Event, JobId, JobState
 from dfl_node import enlisting, jobspec
 from dfl_node.bases import keep_base
 from dfl_node.config import NodeConfig, Role
@@ -192,8 +192,8 @@ class Node:
                 await trio.sleep(SPEC_RETRY_S)
         part = JobPart(job, spec, self.parts, bytes_sent=self.bytes_sent, clock=time.time, may_join=may_join)
         log.info("job found", job=job, name=spec.name, app=spec.app, trains=part.state.trains)
-        if spec.mode is Mode.PIPELINE and self.parts.trains and not self.parts.share_rows:
-            log.warning("a pipeline shows rows to other nodes: watching only", job=job, help="--share-rows")
+        if part.declined:
+            log.warning("job declined: watching only", job=job, why=part.declined)
         return part
 
     def _has_stake_for(self, state: JobState) -> bool:
@@ -221,7 +221,8 @@ class Node:
             return True
         if self.ledger.final_at(state.job) > self.ledger.now():
             return True
-        return bool(rows.unsettled_rounds(state.job))
+        undecided = (row for row in rows.audits(state.job) if row.appeal_until and row.upheld is None)
+        return bool(rows.unsettled_rounds(state.job)) or any(undecided)
 
     async def _meet(self, job: JobId) -> None:
         """Say that we take part, and find the others who do, ever less often."""

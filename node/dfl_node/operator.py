@@ -139,7 +139,12 @@ class Operator:
         return {"job_id": job, "tx": receipt.tx}
 
     async def jobs(self) -> list[JsonObject]:
-        return [row.to_json() for row in await _in_thread(self._parts.rows.jobs)]
+        """Each job, and why this node does not train in it though it could: "" where it does."""
+        parts = self._node.jobs
+        return [
+            row.to_json() | {"declined": parts[row.job].declined if row.job in parts else ""}
+            for row in await _in_thread(self._parts.rows.jobs)
+        ]
 
     async def job(self, job: int) -> JsonObject:
         return await job_view(self._parts, JobId(job), self._node.jobs.get(JobId(job)))

@@ -9,6 +9,7 @@ from dfl_ledger.indexer import Indexer
 from dfl_ledger.ledger import Ledger
 from dfl_ledger.query import LedgerRows
 from dfl_node.holders import Holders
+from dfl_node.identity import NodeKey
 from dfl_node.journal import Journal
 from dfl_node.modes.pipeline.lines import Lines
 from dfl_node.net.channel import Channel
@@ -31,4 +32,5 @@ class Parts:
     lines: Lines  # of pipelined runs
     trainer_memory_bytes: int  # that the trainer's process may take
     datasets: dict[str, tuple[int, ...]] = field(default_factory=dict)  # application -> what its rows are
-    share_rows: bool = False  # its owner lets rows leave this node, as pipelines need it
+    share_rows: bool = False  # its owner lets rows leave this node, as pipelines and audits need it
+    node_key: NodeKey | None = None  # opens the rows of those whom this node audits

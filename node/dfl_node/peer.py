@@ -191,6 +191,7 @@ async def _open(
         data=config.data,
         trains=Role.TRAIN in config.roles,
         share_rows=config.share_rows,
+        node_key=key,
         lines=Lines(channel),
         trainer_memory_bytes=config.trainer_memory_bytes,
     )

@@ -22,6 +22,7 @@ VALUATIONS = ("shapley", "leave-one-out", "hop-gain", "micro-batches")
 WHOLE_BPS = 10_000
 MAX_EVALUATORS = 16
 MAX_AUDITS = 8
+MIN_AUDIT_SCORE_S = 20
 MAX_WINDOW_S = 30 * 24 * 3600 - 1
 MAX_ASSET = 2**63 - 1  # the contract takes 64 bits, a CBOR integer of other programs perhaps 63
 
@@ -155,6 +156,11 @@ def _check(reward: RewardSpec, mode: Mode, least_bond: int, money_suffix: str) -
         raise SpecInvalid("reward.audits", "needs evaluators, who recompute what is audited")
     if reward.audits and mode not in (Mode.SYNC, Mode.ASYNC):
         raise SpecInvalid("reward.audits", f"recompute updates, of which mode {mode.name.lower()} has none")
+    if reward.audits and reward.score_s < MIN_AUDIT_SCORE_S:
+        why = f"is {reward.score_s}, below {MIN_AUDIT_SCORE_S}: half of it is there to open what is audited"
+        raise SpecInvalid("reward.score_s", why)
+    if reward.audits and not reward.bond_wei:
+        raise SpecInvalid(f"reward.bond{money_suffix}", "is 0: a failed audit has to cost something")
     if reward.sealed and not reward.evaluators:
         raise SpecInvalid("reward.sealed", "needs evaluators, for whom the shards are opened")
     if reward.seal_anchor and not reward.sealed:
@@ -166,9 +172,8 @@ def check_served(reward: RewardSpec) -> None:
 
     Such a job would not begin, whoever created it.
     """
-    for field, wanted in (("audits", reward.audits), ("sealed", reward.sealed)):
-        if wanted:
-            raise SpecInvalid(f"reward.{field}", "is not done by nodes of this version yet")
+    if reward.sealed:
+        raise SpecInvalid("reward.sealed", "is not done by nodes of this version yet")
 
 
 def _validation(field: str, value: Any) -> str:

@@ -38,6 +38,7 @@ from dfl_node.train.trainer import Trainer, Verdict
 
 FETCH_S = 60.0
 MAX_VARIANTS = 8  # of the round's pieces that a model is tried on
+_VERDICTS = {1: "passed", 0: "not told", -1: "failed"}
 
 
 class Files(Protocol):
@@ -158,6 +159,7 @@ class Verifier:
         judged = self._as_judged(facts, fetched)
         verdicts = await self._check_model(facts, judged, fetched)
         await self._check_scores(facts, judged.accepted(verdicts))
+        await self._check_audits(facts)
 
     async def _check_model(
         self, facts: RoundFacts, judged: Revealed, fetched: Revealed
@@ -240,6 +242,29 @@ class Verifier:
         how = "the same" if not apart else f"within {apart}e-9, as another machine's float32 may be"
         lone = f"; outside the tolerance, and outvoted: {_seats(sorted(strays))}" if strays else ""
         self._ok(facts.round, "scores", f"{len(worths)} by {found.method}: {how}{lone}")
+
+    async def _check_audits(self, facts: RoundFacts) -> None:
+        """What the chain says of the round's audits. The verdicts cannot be recomputed here, for rows are
+        opened to the jury only; that nobody is banned whom its panel did not find wanting, can.
+        """
+        if not facts.audits:
+            return
+        known = {row.audit: row for row in await _in_thread(self.rows.audits, self.job, facts.round)}
+        first, told = len(facts.contributions) + len(facts.datasets), []
+        for number in range(facts.audits):
+            row = known.get(number)
+            node = NOBODY if row is None else row.node
+            found = facts.both_medians(first + number, node)
+            accused = row is not None and row.appeal_until is not None
+            self._require(
+                found.upper < 0 or not accused,
+                facts.round,
+                "audits",
+                f"{node} is said to have failed audit {number}, and its panel's verdict is {found.upper}",
+            )
+            told.append(f"{number}: {_VERDICTS[(found.upper > 0) - (found.upper < 0)]}")
+        detail = f"{', '.join(told)}; cannot be recomputed: rows are opened to the jury only"
+        self._ok(facts.round, "audits", detail)
 
     # -- the claims -----------------------------------------------------------------------------------
     async def _check_payouts(self, found: Evidence) -> None:

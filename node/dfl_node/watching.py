@@ -33,6 +33,7 @@ async def job_view(parts: Parts, job: JobId, part: JobPart | None) -> JsonObject
     stats = await in_thread(parts.journal.rounds, job)
     found["local_rounds"] = [dataclasses.asdict(row) for row in stats]
     found["awaited"] = []
+    found["declined"] = "" if part is None else part.declined
     if part is not None and part.state.chain is not None:
         state = part.state.chain.job
         found["awaited"] = await in_thread(_awaited, parts, part, state)

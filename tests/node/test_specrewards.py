@@ -49,6 +49,7 @@ def test_percent_are_exact_basis_points(bps: int) -> None:
         ("reward.audits", {"reward__evaluators": "0", "reward__audits": "1"}),
         ("reward.audits", {"reward__audits": "1", "model__personal": '["fc2.*"]'}),
         ("reward.audits", {"reward__audits": "1", "training__strategy": '"scaffold"'}),
+        ("reward.score_s", {"reward__audits": "1", "reward__score_s": "19"}),
         ("reward.sealed", {"reward__evaluators": "0", "reward__sealed": "true"}),
         ("reward.seal_anchor", {"reward__seal_anchor": f'"{"00" * 32}"'}),
     ],

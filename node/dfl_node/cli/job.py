@@ -161,7 +161,9 @@ def status(job_id: int, datadir: Path) -> Result:
         found = rows.job(job_id)
     if found is None:
         raise _unknown(job_id)
-    return Result(_json(found), _described(found))
+    declined = _live(datadir, job_id).get("declined", "")
+    shown = _described(found) + (f"\n\ndeclined by this node: {declined}" if declined else "")
+    return Result({**_json(found), "declined": declined}, shown)
 
 
 @job.command()

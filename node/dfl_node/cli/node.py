@@ -44,6 +44,7 @@ def _status_text(found: Mapping[str, Any]) -> str:
             + _lag(chain),
             "jobs": len(jobs),
             "data sets": _datasets(found.get("datasets")),
+            **_declined(jobs),
             "version": found.get("version"),
         }
     )
@@ -56,6 +57,12 @@ def _datasets(told: object) -> str | None:
         lines.append(f"{entry.get('asset')}, rows of {entry.get('app')}, declared in jobs: {jobs or 'none'}")
         lines += [f"  not in job {job}: {why}" for job, why in left_out.items()]
     return ("\n" + " " * 14).join(lines) or None
+
+
+def _declined(jobs: list[Any]) -> dict[str, object]:
+    """The jobs that the node does not train in though it could, and why."""
+    told = [(job.get("job"), job.get("declined")) for job in jobs if isinstance(job, dict)]
+    return {f"declines {job}": why for job, why in told if why}
 
 
 def _lag(chain: Mapping[str, Any]) -> str:

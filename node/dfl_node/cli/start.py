@@ -79,7 +79,9 @@ _READY_LOOK_S = 0.1
 @click.option("--stake", metavar="VNX", help="Stake at least this much.  [default: what is staked already]")
 @click.option("--no-mdns", is_flag=True, help="Do not look for peers on the local network.")
 @click.option(
-    "--share-rows", is_flag=True, help="Take part in pipelines, where rows of yours leave this node."
+    "--share-rows",
+    is_flag=True,
+    help="Take part in pipelines and audited jobs, where rows of yours leave this node.",
 )
 @click.option("--auto-claim", is_flag=True, help="Claim what was earned as soon as it can be claimed.")
 @click.option("--max-store-mb", default=4096, show_default=True, help="Size of the embedded store.")

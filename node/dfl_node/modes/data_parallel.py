@@ -59,6 +59,7 @@ class DataParallel:
                 rule=context.rule,
                 time_budget_s=self.time_budget_s,
                 local=await context.local_state(),
+                reference=self._spec.reward.audits > 0,
             )
         )
         await context.keep_local_state(update.local)

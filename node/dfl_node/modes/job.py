@@ -18,10 +18,22 @@ from typing import Any, TypeVar
 import structlog
 import trio
 
-from dfl_ledger.errors import ChainUnreachable, DflError, Reverted
-from dfl_ledger.records import Address, Cid, Contribution, JobId, JobState, Lease, Mode, Phase
+from dfl_ledger.errors import ChainUnreachable, DflError, Reverted, UsageError
+from dfl_ledger.records import (
+    BANNED,
+    Address,
+    Cid,
+    Contribution,
+    JobId,
+    JobState,
+    Lease,
+    Mode,
+    Phase,
+)
 from dfl_node.jobspec import JobSpec
 from dfl_node.modes import mode
+from dfl_node.modes.audited import Audited
+from dfl_node.modes.auditing import Auditor
 from dfl_node.modes.challenging import Challenger
 from dfl_node.modes.joining import Joiner
 from dfl_node.modes.judging import Judge
@@ -40,6 +52,7 @@ T = TypeVar("T")
 
 RPC_RETRY_S = 1.0
 VALIDATION_RETRY_S = 10.0
+DECLINED = "it shows rows to other nodes, and this one was started without --share-rows"
 DELIVERED = 8  # of our newest pieces: a node holds no more than two that wait
 # What a contract says to whoever comes second, or a moment early or late: part of life, not an error.
 RACES = frozenset(
@@ -60,6 +73,9 @@ RACES = frozenset(
         "AlreadyJudged",
         "SeatDeclined",
         "NothingWithheld",
+        "NothingToDecide",
+        "MayNotAppeal",
+        "AlreadyDeclared",
         "NotSettled",
         "NotActive",
     }
@@ -89,13 +105,16 @@ class JobPart:
         self._measurer = Measurer(context)
         self._joiner = Joiner(job, spec, parts)
         self._settler = Settler(job, spec, parts, self._mode)
-        self._judge = Judge(job, spec, parts, self._mode, clock)
+        self._judge = Judge(job, spec, parts, self._mode, clock, Auditor(context, clock))
+        self._audited = Audited(context)
         self._challenger = Challenger(job, parts)
         self._reporter = Reporter(job, parts)
         self._meter = RoundMeter(job, parts, bytes_sent, clock)
         me = parts.ledger.address
-        willing = parts.share_rows or spec.mode is not Mode.PIPELINE
-        trains = may_join and willing and parts.trains and spec.app in parts.data
+        shows_rows = spec.mode is Mode.PIPELINE or spec.reward.audits > 0
+        able = may_join and parts.trains and spec.app in parts.data
+        trains = able and (parts.share_rows or not shows_rows)
+        self.declined = DECLINED if able and not trains else ""  # why this node does not train, for people
         self._state = rounds.State(me=me, trains=trains, rank=job_seed(me, job) % 4)
         self._report, self._events = trio.open_memory_channel[rounds.Event](math.inf)
         self._news = trio.Event()
@@ -181,6 +200,7 @@ class JobPart:
             job = rows.job(self.job)
             models = {r.model for r in job.rounds if r.model and r.model != job.model} if job else set()
             own = {row.cid for row in rows.contributions(node=me, job=self.job, limit=None)}
+            own |= {row.boxes for row in rows.audits(self.job) if row.boxes and row.node == me}
             return (models | own) - ({job.model} if job else set())  # a chained job ends with somebody's hop
 
         for cid in await trio.to_thread.run_sync(finished):
@@ -208,7 +228,7 @@ class JobPart:
         owed_to_us = job.requester == self._state.me and job.spent_wei + job.refunded_wei < escrow_wei
         ours_to_settle = any(u.settle_until > self._clock() for u in chain.unsettled)
         ours_to_judge = judging.pending(chain, self._clock())
-        watched = chain.final_at > self._clock() or chain.charges
+        watched = chain.final_at > self._clock() or chain.charges or chain.errands
         return not (owed_to_us or ours_to_settle or ours_to_judge or watched)
 
     async def _next_event(self) -> rounds.Event:
@@ -250,6 +270,7 @@ class JobPart:
         self._meter.see(job)
         self._rows_ended = job.phase.terminal and self.job not in self._parts.rows.open_jobs()
         wrong, final_at = self._challenger.look(ledger.now())
+        now = self._clock()
         refundable = ledger.refundable_wei(self.job) if job.phase.terminal and job.requester == me else 0
         return ChainMoved(
             job,
@@ -259,8 +280,9 @@ class JobPart:
             self._history(job, me),
             seats=self._judge.seats(),
             wrong=wrong,
-            final_at=final_at,
-            charges=self._reporter.charges(job, self._clock()),
+            final_at=max(final_at, self._reporter.trials_until(job)),
+            charges=self._reporter.charges(job, now),
+            errands=self._audited.errands(now),
         )
 
     def _history(self, job: JobState, me: Address) -> History | None:
@@ -291,6 +313,8 @@ class JobPart:
             revealed = committed and ledger.revealed(self.job, job.round, me)
         else:
             revealed = committed and active > job.round
+        if active == BANNED:  # in a round where it is, what it committed to may still be unrevealed
+            revealed = committed and ledger.revealed(self.job, job.round, me)
         turn = ledger.may_aggregate_at(self.job, me) if revealed and job.phase is Phase.AGGREGATE else None
         return Mine(
             active_round=active,
@@ -324,7 +348,7 @@ class JobPart:
         ledger, in_thread = self._parts.ledger, trio.to_thread.run_sync
         match action:
             case rounds.Join(round_):
-                datasets = await in_thread(self._joiner.join)
+                datasets = await self._join()
                 log.info("joined", job=self.job, from_round=round_, datasets=list(datasets))
             case rounds.Train():
                 await self._train(action)
@@ -347,10 +371,16 @@ class JobPart:
             case rounds.Advance(round_, phase):
                 await in_thread(ledger.advance, self.job)
                 log.info("advanced an overdue phase", job=self.job, round=round_, phase=phase.name)
-            case rounds.Judge(round_):
-                await self._judge.judge(round_)
-            case rounds.Show(round_):
-                await self._judge.show(round_)
+            case rounds.Judge(round_, panel):
+                await self._judge.judge(round_, panel)
+            case rounds.Show(round_, panel):
+                await self._judge.show(round_, panel)
+            case rounds.DrawPanel():
+                await self._audited.draw(action)
+            case rounds.OpenShard():
+                await self._audited.open(action)
+            case rounds.Appeal():
+                await self._audited.appeal(action)
             case rounds.Unseal(position):
                 raise NotImplementedError(position)
             case rounds.Settle(round_):
@@ -363,9 +393,26 @@ class JobPart:
                 await in_thread(ledger.refund, self.job)
                 log.info("refunded", job=self.job)
 
+    async def _join(self) -> tuple[int, ...]:
+        """Where it is audited, with a commitment to our rows; the chain takes one once. The data sets that were
+        declared."""
+        shard = await self._shard()
+        return await trio.to_thread.run_sync(self._joiner.join, shard)
+
+    async def _shard(self) -> bytes | None:
+        """What to commit to where work is audited. Raises UsageError for rows that would pass no audit, and
+        does not train any more: another start may bring the right ones."""
+        try:
+            return await self._audited.commitment()
+        except UsageError as unfit:
+            self.declined = str(unfit)
+            self._state = replace(self._state, trains=False)
+            raise
+
     async def _train(self, action: rounds.Train) -> None:
         """The mode's piece of work, journalled. Its commitment is the next action."""
         with self._trainings[action.round] as abandoned:
+            await self._shard()
             work = await self._mode.train(action)
             self._report.send_nowait(rounds.Trained(work))
         if abandoned.cancelled_caught:

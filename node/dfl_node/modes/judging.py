@@ -32,6 +32,7 @@ from dfl_ledger.records import REFUSED, Address, Cid, JobId, Mode, PanelPhase, P
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Scores
 from dfl_node.modes import pieces
+from dfl_node.modes.auditing import FAILED, PASSED, UNKNOWN, Auditor
 from dfl_node.modes.mode import ModePart, Uses, Worths
 from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
@@ -46,7 +47,6 @@ PATIENCE_SHARE = 0.6  # for pieces that do not come: from then on who judges doe
 LAST_SHARE = 0.85  # from then on who could not measure anything says so: silence costs the bond
 FETCH_S = 20.0
 MAX_VARIANTS = 8  # of the round's pieces that a model is tried on
-PASSED, FAILED, UNKNOWN = 1, -1, 0  # verdicts
 MAX_SCORE = 2**63 - 1
 
 
@@ -54,13 +54,20 @@ class Judge:
     """This node as an evaluator of one job's rounds."""
 
     def __init__(
-        self, job: JobId, spec: JobSpec, parts: Parts, mode: ModePart, clock: Callable[[], float]
+        self,
+        job: JobId,
+        spec: JobSpec,
+        parts: Parts,
+        mode: ModePart,
+        clock: Callable[[], float],
+        auditor: Auditor | None = None,  # None: audits nothing
     ) -> None:
         self._job = job
         self._spec = spec
         self._parts = parts
         self._mode = mode
         self._clock = clock
+        self._auditor = auditor
 
     # -- what is due ----------------------------------------------------------------------------------
     def seats(self) -> tuple[Seat, ...]:
@@ -71,35 +78,44 @@ class Judge:
         """
         if not self._spec.reward.evaluators:
             return ()
-        ledger, me, found = self._parts.ledger, self._parts.ledger.address, list[Seat]()
+        me, found = self._parts.ledger.address, list[Seat]()
         for round_ in self._parts.rows.unsettled_rounds(self._job):
-            panel = ledger.panel(self._job, round_)
-            if panel.phase in (PanelPhase.NONE, PanelPhase.DONE):
-                continue
-            number = self._number(round_, me)
-            if number is None:
-                continue
-            seat = ledger.seat(self._job, round_, 0, number)  # None before the draw
-            committed = seat is not None and any(seat.root)
-            if not committed and self._may_decline(round_, me):
-                continue
-            shown = ledger.seat_of(self._job, round_, 0, me) if committed else None
-            found.append(
-                Seat(
-                    round=round_,
-                    judging=panel.phase is PanelPhase.COMMIT,
-                    showing=panel.phase is PanelPhase.REVEAL,
-                    committed=committed,
-                    revealed=shown is not None and shown[1],
-                    judge_from=panel.commit_until - self._spec.reward.score_s,
-                    judge_until=panel.commit_until,
-                    show_until=panel.reveal_until,
-                )
-            )
-        return tuple(found)
+            found += self._seat_in(round_, 0, me)
+        for row in self._parts.rows.audits(self._job) if self._spec.reward.audits else ():
+            if row.appealed and row.upheld is None:
+                found += self._seat_in(row.round, row.audit + 1, me)
+        return tuple(sorted(found, key=lambda seat: seat.judge_until))
 
-    def _number(self, round_: int, me: Address) -> int | None:
-        seats = self._parts.ledger.seats(self._job, round_)
+    def _seat_in(self, round_: int, number: int, me: Address) -> list[Seat]:
+        """Ours on a panel that is at work, if we have one."""
+        ledger = self._parts.ledger
+        panel = ledger.panel(self._job, round_, number)
+        if panel.phase in (PanelPhase.NONE, PanelPhase.DONE):
+            return []
+        place = self._number(round_, me, number)
+        if place is None:
+            return []
+        seat = ledger.seat(self._job, round_, number, place)  # None before the draw
+        committed = seat is not None and any(seat.root)
+        if not committed and number == 0 and self._may_decline(round_, me):
+            return []
+        shown = ledger.seat_of(self._job, round_, number, me) if committed else None
+        return [
+            Seat(
+                round=round_,
+                judging=panel.phase is PanelPhase.COMMIT,
+                showing=panel.phase is PanelPhase.REVEAL,
+                committed=committed,
+                revealed=shown is not None and shown[1],
+                judge_from=panel.commit_until - self._spec.reward.score_s,
+                judge_until=panel.commit_until,
+                show_until=panel.reveal_until,
+                panel=number,
+            )
+        ]
+
+    def _number(self, round_: int, me: Address, panel: int = 0) -> int | None:
+        seats = self._parts.ledger.seats(self._job, round_, panel)
         return next((number for number, seat in enumerate(seats) if seat.evaluator == me), None)
 
     def _may_decline(self, round_: int, me: Address) -> bool:
@@ -110,53 +126,54 @@ class Judge:
         return found is not None and ledger.may_decline(me, found.seal_block, reward.score_s, reward.bond_wei)
 
     # -- judging --------------------------------------------------------------------------------------
-    async def judge(self, round_: int) -> None:
-        """Measure the round's pieces, and bind ourselves to the scores: journal first, then chain.
+    async def judge(self, round_: int, panel: int = 0) -> None:
+        """Measure the round's pieces (or audit one again, on appeal), and bind ourselves to the scores:
+        journal first, then chain.
 
         Raises DflError when something is missing; then it is tried again while there is time.
         """
         in_thread, ledger, me = trio.to_thread.run_sync, self._parts.ledger, self._parts.ledger.address
-        bound = await in_thread(self._parts.journal.scores, self._job, round_)
-        panel = await in_thread(self._drawn, round_)
+        bound = await in_thread(self._parts.journal.scores, self._job, round_, panel)
+        state = await in_thread(self._drawn, round_, panel)
         if bound is None:
-            made = await self._scores(round_, panel)
-            bound = await in_thread(self._parts.journal.bind_scores, self._job, round_, 0, made)
-        number = await in_thread(self._seat, round_, me)
-        sealed = vectors.commitment(self._job, round_, 0, me, bound.vector, bound.salt)
-        await in_thread(ledger.commit_scores, self._job, round_, 0, number, sealed)
-        log.info("judged", job=self._job, round=round_, seat=number, method=bound.method)
+            made = await (self._retried(round_, panel, state) if panel else self._scores(round_, state))
+            bound = await in_thread(self._parts.journal.bind_scores, self._job, round_, panel, made)
+        number = await in_thread(self._seat, round_, me, panel)
+        sealed = vectors.commitment(self._job, round_, panel, me, bound.vector, bound.salt)
+        await in_thread(ledger.commit_scores, self._job, round_, panel, number, sealed)
+        log.info("judged", job=self._job, round=round_, panel=panel, seat=number, method=bound.method)
 
-    async def show(self, round_: int) -> None:
+    async def show(self, round_: int, panel: int = 0) -> None:
         """Show the scores that we are bound to."""
         in_thread, me = trio.to_thread.run_sync, self._parts.ledger.address
-        bound = await in_thread(self._parts.journal.scores, self._job, round_)
+        bound = await in_thread(self._parts.journal.scores, self._job, round_, panel)
         if bound is None:
             raise UsageError(f"nothing to show in job {self._job} round {round_}", why="the journal is new")
-        number = await in_thread(self._seat, round_, me)
-        show = partial(self._parts.ledger.reveal_scores, self._job, round_, 0, number)
+        number = await in_thread(self._seat, round_, me, panel)
+        show = partial(self._parts.ledger.reveal_scores, self._job, round_, panel, number)
         await in_thread(show, bound.vector, bound.salt)
-        log.info("scores shown", job=self._job, round=round_, seat=number)
+        log.info("scores shown", job=self._job, round=round_, panel=panel, seat=number)
 
-    def _seat(self, round_: int, me: Address) -> int:
-        number = self._number(round_, me)
+    def _seat(self, round_: int, me: Address, panel: int) -> int:
+        number = self._number(round_, me, panel)
         if number is None:
             raise UsageError(f"no seat in job {self._job} round {round_}", why="the chain was reorganised")
         return number
 
-    def _drawn(self, round_: int) -> PanelState:
+    def _drawn(self, round_: int, panel: int) -> PanelState:
         """The panel, drawn by us if nobody has: how many subjects it has is fixed by that."""
         ledger = self._parts.ledger
-        panel = ledger.panel(self._job, round_)
-        if not any(panel.seed):
+        state = ledger.panel(self._job, round_, panel)
+        if not any(state.seed):
             try:
-                ledger.draw(self._job, round_)
+                ledger.draw(self._job, round_, panel)
             except Reverted as no:
                 if no.error != "AlreadyDrawn":
                     raise
-            panel = ledger.panel(self._job, round_)
-        if not any(panel.seed):
+            state = ledger.panel(self._job, round_, panel)
+        if not any(state.seed):
             raise ChainUnreachable(f"the panel of job {self._job} round {round_} is not drawn yet")
-        return panel
+        return state
 
     # -- the vector -----------------------------------------------------------------------------------
     async def _scores(self, round_: int, panel: PanelState) -> Scores:
@@ -171,6 +188,19 @@ class Judge:
                 why = str(missing)
         log.warning("a round could not be judged", job=self._job, round=round_, why=why)
         return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), "none", {})
+
+    async def _retried(self, round_: int, panel: int, state: PanelState) -> Scores:
+        """The verdict of an appeal's jury on the audit that failed."""
+        verdicts: tuple[int, ...] = (UNKNOWN,)
+        if self._auditor is not None:
+            verdicts = await self._auditor.verdicts(round_, state, {}, panel=panel, audit=panel - 1)
+        return Scores(vectors.encode(verdicts), os.urandom(32), "audit", {})
+
+    async def _audits(self, round_: int, panel: PanelState, fetched: Revealed) -> tuple[int, ...]:
+        if self._auditor is None:
+            return (UNKNOWN,) * panel.audits
+        here = {place: piece for place, piece in enumerate(fetched.pieces) if piece}
+        return await self._auditor.verdicts(round_, panel, here)
 
     async def _measured(self, round_: int, panel: PanelState) -> Scores:
         parent, model = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
@@ -191,7 +221,8 @@ class Judge:
         scores = [REFUSED if why else _score(worth) for why, worth in zip(refused, found.pieces, strict=True)]
         taught = [_score(found.datasets.get(asset, 0)) for asset in datasets]
         verdict = PASSED if ours == model else await self._blame(round_, parent, model, judged)
-        vector = [*scores, *taught, *[UNKNOWN] * panel.audits, verdict]
+        audits = await self._audits(round_, panel, fetched)
+        vector = [*scores, *taught, *audits, verdict]
         whys = {index: why for index, why in enumerate(refused) if why}
         return Scores(vectors.encode(vector), os.urandom(32), found.method, whys)
 

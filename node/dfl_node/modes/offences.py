@@ -7,7 +7,7 @@ two votes is the word of one of them, who may be the liar. So the ledger asks fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from dfl_ledger.facts import RoundFacts
 from dfl_ledger.records import NOBODY, Address
@@ -34,6 +34,17 @@ def of_panel(
     if publisher is not None and not denounced and _is_false(facts, publisher):
         found.append(Offence(Wrong.FALSE_MODEL, publisher, facts.round))
     return found
+
+
+def of_audits(facts: RoundFacts, audited: Mapping[int, Address]) -> list[Offence]:
+    """Audits that failed and that nobody has brought before the chain. `audited`: whose piece each of those
+    is about that were not."""
+    first = len(facts.contributions) + len(facts.datasets)
+    return [
+        Offence(Wrong.AUDIT_FAILED, node, facts.round, subject=number)
+        for number, node in audited.items()
+        if facts.both_medians(first + number, node).upper < 0
+    ]
 
 
 def rank(offence: Offence, me: Address, others: Collection[Address]) -> int:

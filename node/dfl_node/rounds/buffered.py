@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dfl_ledger.records import Phase
+from dfl_ledger.records import BANNED, Phase
 from dfl_node.rounds.vocabulary import (
     Action,
     ChainMoved,
@@ -43,7 +43,7 @@ def wanted(state: State, now: float) -> list[Action]:
     to_reveal = job.phase is Phase.REVEAL and now < job.deadline and not mine.revealed
     if to_reveal and promised is not None and _is_bound(promised, chain):
         found.append(Reveal(promised))
-    if chain.history is None or not state.trains:
+    if chain.history is None or not state.trains or mine.active_round == BANNED:
         return found
     waiting = _waiting(state, chain, chain.history)
     if waiting is None:

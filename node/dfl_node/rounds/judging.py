@@ -14,13 +14,13 @@ def judgements(chain: ChainMoved, now: float, *, busy: bool) -> list[Action]:
     seat = _next(chain, now)
     if seat is None or (busy and now < pressing_from(seat)):
         return []
-    return [Judge(seat.round)]
+    return [Judge(seat.round, seat.panel)]
 
 
 def shown(chain: ChainMoved, now: float) -> list[Action]:
     """What costs no measurement: scores that we are bound to, and a shard whose time has come."""
     actions: list[Action] = [
-        Show(seat.round)
+        Show(seat.round, seat.panel)
         for seat in chain.seats
         if seat.showing and seat.committed and not seat.revealed and now < seat.show_until
     ]

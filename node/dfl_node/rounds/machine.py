@@ -97,6 +97,7 @@ def wake_at(state: State, now: float) -> float | None:
     times += [float(at) for due in state.chain.unsettled for at in (due.settle_from, due.judged_at)]
     times += [charge.report_from for charge in state.chain.charges]
     times.append(float(state.chain.final_at))
+    times += [errand.due_from for errand in state.chain.errands]
     times += judging.wake_times(state.chain)
     if job.phase.terminal:
         times.append(now + LOOK_S)
@@ -149,6 +150,7 @@ def _wanted(state: State, now: float) -> tuple[Action, ...]:
     if not job.phase.terminal and now >= _advance_at(job, state.rank):
         wanted.append(Advance(job.round, job.phase))
     wanted += judging.shown(state.chain, now)
+    wanted += [e.action for e in state.chain.errands if e.due_from <= now < e.due_until]
     wanted += _wanted_settlements(state.chain, now)
     wanted += [Report(charge.offence) for charge in state.chain.charges if charge.report_from <= now]
     if _is_buffered(state):

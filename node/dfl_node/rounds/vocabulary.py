@@ -56,6 +56,7 @@ class Seat:
     judge_from: int
     judge_until: int
     show_until: int
+    panel: int = 0  # 1 + k: the jury of an appeal against the round's audit k
 
 
 class Wrong(Enum):
@@ -66,6 +67,8 @@ class Wrong(Enum):
     OUTLIER = "a score far from what most of the panel say"
     FALSE_MODEL = "published another model than the pieces give"
     LOW_STAKE = "has less at stake than the job asks for"
+    AUDIT_FAILED = "its piece is not what its rows give"
+    AUDIT_ENDED = "its failed audit is to be decided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,8 @@ class Offence:
     node: Address
     round: int
     seat: int = 0  # of whom scores were wanted
-    subject: int = 0  # of an outlier
+    subject: int = 0  # of an outlier; of an audit its number
+    panel: int = 0  # of whom scores were wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,15 @@ class Charge:
 
     offence: Offence
     report_from: float  # Unix seconds from which it is our turn
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What an audit asks of us."""
+
+    action: DrawPanel | OpenShard | Appeal
+    due_from: float  # Unix seconds
+    due_until: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +178,11 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """As an evaluator: measure what a round's pieces were worth, and bind ourselves to the scores."""
+    """As an evaluator: measure what a round's pieces were worth, or audit one again on appeal, and bind
+    ourselves to what we found."""
 
     round: int
+    panel: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +190,32 @@ class Show:
     """As an evaluator: show the scores that we are bound to."""
 
     round: int
+    panel: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DrawPanel:
+    """Have the chain draw who judges, and with that who is audited."""
+
+    round: int
+    panel: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """As one whose piece is audited: open our rows to the jury."""
+
+    round: int
+    audit: int
+    panel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Appeal:
+    """As one whose audit failed: have a fresh jury do the work again, if we find that it was right."""
+
+    round: int
+    audit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +265,9 @@ Action = (
     | Advance
     | Judge
     | Show
+    | DrawPanel
+    | OpenShard
+    | Appeal
     | Unseal
     | Settle
     | Challenge
@@ -248,6 +292,7 @@ class ChainMoved:
     wrong: int | None = None  # the first round whose settlement is wrong and can still be overturned
     final_at: int = 0  # Unix seconds; when the newest settlement can no longer be overturned
     charges: tuple[Charge, ...] = ()
+    errands: tuple[Errand, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,7 @@ class MemoryTrainer(MemoryStages):
             node_seed=work.node_seed,
             rule=work.rule,
         )
-        delta = (await self.train(own)).delta
+        delta = (await MemoryTrainer.train(self, own)).delta
         ours = decode(delta, layout, training.max_update_bytes)
         apart, length = (
             math.dist(*([n for name in sorted(ours) for n in file[name]] for file in pair))

@@ -22,6 +22,7 @@ from dfl_ledger.memory import MemoryLedger
 from dfl_ledger.records import Address, JobId
 from dfl_node import jobspec
 from dfl_node.config import Role
+from dfl_node.identity import NodeKey
 from dfl_node.journal import Journal
 from dfl_node.modes.evidence_keeper import EvidenceKeeper
 from dfl_node.modes.job import JobPart
@@ -33,7 +34,7 @@ from dfl_node.store.memory import MemoryStore
 from dfl_node.train.memory import MemoryTrainer
 from dfl_node.train.memory_stage import MemoryStage
 from dfl_node.train.stage import Array, StageConfig
-from dfl_node.train.trainer import Aggregate, Assignment, ModelUpdate
+from dfl_node.train.trainer import Aggregate, Assignment, DataConfig, ModelUpdate, Shard
 
 if TYPE_CHECKING:
     from tests.node.modes.world import World
@@ -81,11 +82,17 @@ class Machine:
     forge_array: Callable[[Array], Array] | None = None  # what its stages send
     forge_snapshot: Callable[[bytes], bytes] | None = None
     frozen: bool = False
+    forge_shard: Callable[[Shard], Shard] | None = None  # what it opens to a jury
     blocked: set[str] = field(default_factory=set)  # ledger calls that never get through
     rpc_down_until: float = 0.0  # Unix seconds; of its own RPC endpoint
     forge_call: Callable[[str, tuple[Any, ...]], tuple[Any, ...]] | None = None  # what it sends to the chain
     disk_full: bool = False  # the journal can be read and not written
     trained: Counter[int] = field(default_factory=Counter)  # round -> trainings begun
+
+    @property
+    def node_key(self) -> NodeKey:
+        """As the registry has it."""
+        return NodeKey(hashlib.sha256(f"node key of {self.name}".encode()).digest())
 
     @property
     def address(self) -> Address:
@@ -201,6 +208,11 @@ class WatchedTrainer(MemoryTrainer):
         self._world.spring(self._machine, "train", When.BEFORE)
         update = await super().train(assignment)
         return self._machine.forge(update) if self._machine.forge else update
+
+    async def shard(self, data: DataConfig) -> Shard:
+        self._world.spring(self._machine, "shard", When.BEFORE)
+        found = await super().shard(data)
+        return self._machine.forge_shard(found) if self._machine.forge_shard else found
 
     async def aggregate(self, *args: Any, **named: Any) -> Aggregate:
         made = await super().aggregate(*args, **named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dfl_ledger import vectors
 from dfl_ledger.facts import Ballot, Piece, RoundFacts, Shares
@@ -71,6 +72,20 @@ def test_a_model_is_false_if_more_than_half_of_the_others_say_so() -> None:
     assert found(facts(D, {A: (5, -1), B: (5, 1), C: (5, 1)}), C) == []
     assert found(facts(D, {A: (5, -1), B: (5, 0), C: (5, 0)}), D) == []
     assert found(facts(D, {A: (5, -1), B: (5, -1), C: (5, 1)}), C, known=True) == []
+
+
+def test_an_audit_failed_if_more_than_half_of_the_others_say_so() -> None:
+    def failed(*verdicts: int) -> bool:
+        votes = {node: (5, verdict, 1) for node, verdict in zip((A, B, C), verdicts, strict=True)}
+        round_ = replace(facts(C, votes), audits=1)
+        return offences.of_audits(round_, {0: C}) == [Offence(Wrong.AUDIT_FAILED, C, 1)]
+
+    assert failed(-1, -1, 1), "its own word does not count"
+    assert not failed(-1, 1, -1)
+    assert not failed(-1, 0, -1), "a doubt is for the accused"
+    assert not failed(0, 0, 0)
+    known = replace(facts(C, {A: (5, -1, 1), B: (5, -1, 1)}), audits=1)
+    assert offences.of_audits(known, {}) == []
 
 
 def test_reporters_stand_in_line_and_the_accused_does_not() -> None:

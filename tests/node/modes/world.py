@@ -112,7 +112,7 @@ class World:
         if evaluates:
             self.chain.fund(machine.address, vnx_wei=STAKE_WEI)
         ledger = MemoryLedger(self.chain, machine.address)
-        ledger.register(peer_key, STAKE_WEI if evaluates else 0, [])
+        ledger.register(machine.node_key.public, STAKE_WEI if evaluates else 0, [])
         if evaluates:
             ledger.enlist()
         machine.store.fault = StoreFault.MISSING  # until it runs
@@ -197,6 +197,7 @@ class World:
             data=data if machine.trains else {},
             trains=machine.trains,
             share_rows=machine.share_rows,
+            node_key=machine.node_key,
             lines=Lines(channel),
             trainer_memory_bytes=machine.memory_bytes,
         )
