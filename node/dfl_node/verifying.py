@@ -28,7 +28,7 @@ from dfl_ledger.rows import SettlementRow
 from dfl_node import jobspec
 from dfl_node.bases import keep_base
 from dfl_node.jobspec import JobSpec
-from dfl_node.modes import pieces
+from dfl_node.modes import pieces, sealed
 from dfl_node.modes.measuring import TOLERANCE
 from dfl_node.modes.mode import Context, ModePart, open_mode
 from dfl_node.modes.pieces import Revealed
@@ -219,7 +219,10 @@ class Verifier:
         if not facts.judges:
             self._ok(facts.round, "scores", "nobody scored: equal shares")
             return
-        worths, method = await self.mode.worth(facts.round, facts.parent, standing)
+        worths, method = (0,) * len(standing.refused), "none"
+        if await sealed.has_rows(self.files, self.rows, self.job, self.spec, facts.round):
+            with suppress(*sealed.unsound(self.spec)):
+                worths, method = await self.mode.worth(facts.round, facts.parent, standing)
         apart, strays = 0, set[tuple[int, Address]]()
         for subject, (why, worth) in enumerate(zip(standing.refused, worths, strict=True)):
             measured, median = REFUSED if why else worth, facts.medians[subject]

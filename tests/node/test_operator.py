@@ -83,7 +83,7 @@ def test_a_job_that_cannot_be_is_refused_before_anything_is_published(
     play(story, tmp_path, monkeypatch, trainers=0)
 
 
-@pytest.mark.parametrize("field", ["audits = 1", "sealed = true"])
+@pytest.mark.parametrize("field", ["audits = 1"])
 def test_what_nodes_do_not_do_yet_is_refused_before_money_is_escrowed(
     field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

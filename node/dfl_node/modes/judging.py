@@ -31,7 +31,7 @@ from dfl_ledger.errors import (
 from dfl_ledger.records import REFUSED, Address, Cid, JobId, Mode, PanelPhase, PanelState
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Scores
-from dfl_node.modes import pieces
+from dfl_node.modes import pieces, sealed
 from dfl_node.modes.mode import ModePart
 from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
@@ -43,11 +43,13 @@ log = structlog.get_logger(__name__)
 
 # Shares of the window of commitments.
 PATIENCE_SHARE = 0.6  # for pieces that do not come: from then on who judges does without them
+SEALED_SHARE = 0.5  # for rows to be unsealed: a little longer than a key may take that counts
 LAST_SHARE = 0.85  # from then on who could not measure anything says so: silence costs the bond
 FETCH_S = 20.0
 MAX_VARIANTS = 8  # of the round's pieces that a model is tried on
 PASSED, FAILED, UNKNOWN = 1, -1, 0  # verdicts
 MAX_SCORE = 2**63 - 1
+UNMEASURED = "none"  # the method where nothing was measured
 
 
 class Judge:
@@ -94,6 +96,7 @@ class Judge:
                     judge_from=panel.commit_until - self._spec.reward.score_s,
                     judge_until=panel.commit_until,
                     show_until=panel.reveal_until,
+                    sealed_until=0.0 if committed else self._sealed_until(round_, panel),
                 )
             )
         return tuple(found)
@@ -108,6 +111,11 @@ class Judge:
         ledger, reward = self._parts.ledger, self._spec.reward
         found = ledger.publication(self._job, round_)
         return found is not None and ledger.may_decline(me, found.seal_block, reward.score_s, reward.bond_wei)
+
+    def _sealed_until(self, round_: int, panel: PanelState) -> float:
+        """Until when the round's validation rows may be unsealed (Unix seconds); 0 if that is known."""
+        sealed_ = self._spec.reward.sealed and sealed.may_open(self._parts.rows, self._job, round_)
+        return self._share_of(panel, SEALED_SHARE) if sealed_ else 0.0
 
     # -- judging --------------------------------------------------------------------------------------
     async def judge(self, round_: int) -> None:
@@ -170,7 +178,7 @@ class Judge:
                     raise
                 why = str(missing)
         log.warning("a round could not be judged", job=self._job, round=round_, why=why)
-        return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), "none", {})
+        return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), UNMEASURED, {})
 
     async def _measured(self, round_: int, panel: PanelState) -> Scores:
         parent, model = await trio.to_thread.run_sync(self._parts.rows.models, self._job, round_)
@@ -184,9 +192,10 @@ class Judge:
             raise BlobNotFound(f"pieces of job {self._job} round {round_}", why="others may still bring them")
         refused = ["" if verdict.accepted else verdict.why or "refused" for verdict in verdicts]
         judged = replace(fetched, refused=tuple(refused))
-        worths, method = (0,) * len(refused), self._spec.reward.valuation
-        if ours is not None:
-            worths, method = await self._mode.worth(round_, parent, judged)
+        worths, method = (0,) * len(refused), UNMEASURED
+        if ours is not None and await self._has_rows(round_, late=late):
+            with suppress(*sealed.unsound(self._spec)):
+                worths, method = await self._mode.worth(round_, parent, judged)
         scores = [
             REFUSED if why else max(-MAX_SCORE, min(worth, MAX_SCORE))
             for why, worth in zip(refused, worths, strict=True)
@@ -195,6 +204,18 @@ class Judge:
         vector = [*scores, *[UNKNOWN] * panel.datasets, *[UNKNOWN] * panel.audits, verdict]
         whys = {index: why for index, why in enumerate(refused) if why}
         return Scores(vectors.encode(vector), os.urandom(32), method, whys)
+
+    async def _has_rows(self, round_: int, *, late: bool) -> bool:
+        """Whether there is something to measure the round on: not if its shard was not unsealed in time.
+
+        Raises BlobNotFound while that can only be said of our own store.
+        """
+        try:
+            return await sealed.has_rows(self._parts.store, self._parts.rows, self._job, self._spec, round_)
+        except BlobNotFound:
+            if not late:
+                raise
+            return False
 
     async def _fetched(self, round_: int, panel: PanelState) -> Revealed:
         """Every piece that can be had. Who else judges is asked too, so that what one has, all have."""

@@ -56,6 +56,7 @@ class Seat:
     judge_from: int
     judge_until: int
     show_until: int
+    sealed_until: float = 0.0  # what it is scored on may be unsealed until then; 0 = it is not awaited
 
 
 class Wrong(Enum):
@@ -179,7 +180,7 @@ class Show:
 
 @dataclass(frozen=True, slots=True)
 class Unseal:
-    """As the requester: open the validation shard of the next round to be judged; its commitments are in."""
+    """As the requester: open the validation shard of the next round to be judged."""
 
     position: int  # among the published rounds, from 0
 
