@@ -219,7 +219,10 @@ class Verifier:
         if not facts.judges:
             self._ok(facts.round, "scores", "nobody scored: equal shares")
             return
-        worths, method = (0,) * len(standing.refused), "none"
+        worths, method = (
+            (0,) * len(standing.refused),
+            "no measurement: no validation rows were unsealed in time",
+        )
         if await sealed.has_rows(self.files, self.rows, self.job, self.spec, facts.round):
             with suppress(*sealed.unsound(self.spec)):
                 worths, method = await self.mode.worth(facts.round, facts.parent, standing)

@@ -186,11 +186,15 @@ async def keep(store: BlobStore, spec: JobSpec) -> None:
 
 async def shard(files: Files, rows: LedgerRows, job: JobId, spec: JobSpec, round_: int) -> bytes | None:
     """The rows that a published round is scored on; None if there are none: they were not unsealed in time,
-    or are not what was to be sealed. Raises BlobNotFound if their file is not to be had.
+    or are not what was to be sealed. Raises BlobNotFound if their file is not to be had, or the ledger does
+    not know yet whether they were in time.
 
     Whether they are sound rows is left to whoever reads them.
     """
     found = await trio.to_thread.run_sync(rows.unsealed, job, round_)
+    if found is not None and found.late_s is None:
+        why = "the ledger does not know yet when it was unsealed"
+        raise BlobNotFound(f"validation shard of job {job} round {round_}", why=why)
     if found is None or not found.in_time:
         return None
     try:

@@ -6,16 +6,25 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 from eth_hash.auto import keccak
 
-from dfl_ledger.errors import ChainUnreachable, SpecInvalid, UsageError, VerificationFailed
+from dfl_ledger.errors import (
+    BlobNotFound,
+    ChainUnreachable,
+    CidMismatch,
+    SpecInvalid,
+    UsageError,
+    VerificationFailed,
+)
 from dfl_ledger.explain import Explainer
 from dfl_ledger.memory import MemoryLedger
 from dfl_ledger.records import Cid, JobId, Phase
+from dfl_ledger.rows_rewards import UnsealedRow
 from dfl_node import jobspec
 from dfl_node.journal import Journal
 from dfl_node.modes import sealed
@@ -494,3 +503,20 @@ def test_a_list_of_shards_reads_back_and_nothing_else_does() -> None:
     ):
         with pytest.raises(VerificationFailed):
             ShardList.decode(data, count)
+
+
+@pytest.mark.parametrize("case", ["nobody has it", "a liar has it", "not known when"])
+def test_what_may_still_come_is_not_called_missing(case: str) -> None:
+    """Else one evaluator would say 0 where the others have the rows."""
+    key = b"k" * 32
+    row = UnsealedRow(0, key, keccak(key), None if case == "not known when" else 0, 8)
+    spec = jobspec.parse(TOML.format(rounds=1, min_nodes=3, quorum=2, settle_s=60))
+    spec = spec.with_validation(Cid.of(b"list", 0x70), keccak(key))
+
+    class Files:
+        async def get(self, cid: Cid, *, max_bytes: int) -> bytes:
+            raise CidMismatch("wrong bytes") if case == "a liar has it" else BlobNotFound(f"file {cid}")
+
+    rows: Any = SimpleNamespace(unsealed=lambda job, round_: row)
+    with pytest.raises(BlobNotFound):
+        trio.run(sealed.shard, Files(), rows, JOB, spec, 1)
