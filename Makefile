@@ -11,15 +11,20 @@ WITH_FORGE := PATH="$(CURDIR)/contracts/analysis/bin:$$PATH"
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3.11
-# Two workers more than cores, for the networks that mostly wait, and no more than six.
-WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 4 ? n + 2 : 6 )))
+# One worker more than cores, for the networks that wait for one another, and no more than six.
+WORKERS ?= $(shell n=$$(nproc); echo $$(( n < 5 ? n + 1 : 6 )))
 
 .PHONY: demo test test-python test-contracts test-long forge halmos mutate check slither setup bench bench-modes bench-attacks bench-adversaries bench-gas docs-output clean
 
 demo: setup ## Three nodes, a chain, a job, real digits: under a minute
 	@$(BIN)/dfl-node demo --datadir .dfl/demo
 
-test: check test-contracts test-python ## Every test and gate
+# The gates beside the tests: compilers use one core. What they print comes last.
+test: setup $(STAMP)/analysis $(STAMP)/js-ipfs ## Every test and gate
+	@$(MAKE) --no-print-directory check test-contracts > $(STAMP)/gates.log 2>&1 & gates=$$!; \
+	trap "kill $$gates" INT TERM; \
+	$(MAKE) --no-print-directory test-python; tests=$$?; \
+	wait $$gates; gates=$$?; cat $(STAMP)/gates.log; exit $$((tests ? tests : gates))
 
 setup: $(STAMP)/python $(STAMP)/npm
 

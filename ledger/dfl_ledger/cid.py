@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 RAW = 0x55
 DAG_PB = 0x70
@@ -35,6 +36,7 @@ class Cid:
         return cls(codec, hashlib.sha256(block).digest())
 
     @classmethod
+    @lru_cache(maxsize=4096)  # a ledger's rows name the same few again and again
     def parse(cls, text: str) -> Cid:
         """From `b…` (base32, version 1) or `Qm…` (base58, version 0). Raises ValueError."""
         if len(text) > 100:

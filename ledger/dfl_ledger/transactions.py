@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 _GWEI = 10**9
 _FEES_FRESH_S = 1.0
+_APPEARS_S = (0.0, 0.1, 0.2, 0.4, 0.8)  # pauses before each look
 _SEND_ATTEMPTS = 4
 # Another member's transaction in between may make ours the one that ends a phase, which writes more storage
 # than the estimate saw. What is not used is not paid.
@@ -258,7 +259,7 @@ class Writer:
                 self._rpc.call("eth_sendRawTransaction", offer.raw)
             except RpcError as error:
                 reason = error.message.lower()
-                if _is_known(reason) or ("nonce too low" in reason and self._receipt(offer.tx) is not None):
+                if _is_known(reason) or ("nonce too low" in reason and self._appears(offer.tx)):
                     pass  # an answer got lost: the chain has it already
                 else:
                     self._journal.dropped(id_)
@@ -277,6 +278,18 @@ class Writer:
             log.debug("transaction sent", call=call.name, tx=offer.tx, nonce=nonce, gas=gas)
             return Sent(id_, call, gas, nonce, (offer,))
         raise DflError(f"the chain did not take {call.name}", why=reason)
+
+    def _appears(self, tx: TxHash) -> bool:
+        """Whether the chain has this transaction.
+
+        It counts a nonce a moment before it shows what used it. To take ours for somebody else's in that
+        moment would be to send it twice.
+        """
+        for pause_s in _APPEARS_S:
+            self._sleep(pause_s)
+            if self._receipt(tx) is not None:
+                return True
+        return False
 
     def _sign(self, call: Call, gas: int, nonce: int, fees: Fees) -> Offer:
         fields: dict[str, Any] = {

@@ -31,7 +31,7 @@ challenge_s = 1
 [reward]
 round_budget = "30"
 required_stake = "10"
-score_s = 60
+score_s = {score_s}
 """
 
 

@@ -197,7 +197,7 @@ def test_a_wrong_job_spec_is_refused_by_its_field_before_money_moves(
 ) -> None:
     from .conftest import SPEC
 
-    spec = SPEC.format(rounds=1, steps=5, nodes=2, quorum=1)
+    spec = SPEC.format(rounds=1, steps=5, nodes=2, quorum=1, score_s=60)
     assert change[0] in spec
     node = net.nodes[0]
     spec = spec.replace(*change)
@@ -243,7 +243,7 @@ def test_a_requester_cancels_a_job_that_waits_for_nodes_and_has_its_money_back(
 
     node = net.nodes[0]
     before = net.cli("stake", "show", *_wallet(net, node))["balance_wei"]
-    (tmp_path / "job.toml").write_text(SPEC.format(rounds=2, steps=5, nodes=9, quorum=9))
+    (tmp_path / "job.toml").write_text(SPEC.format(rounds=2, steps=5, nodes=9, quorum=9, score_s=60))
     where = ("--datadir", str(node.datadir))
     job = net.cli("job", "submit", str(tmp_path / "job.toml"), *where)["job_id"]
     net.cli("job", "cancel", str(job), *where)

@@ -17,6 +17,7 @@ import trio
 from dfl_ledger.records import Mode, Phase
 from tests.faults.matrix import JOBS, Fault, check_deadlines, play, strike
 from tests.node.modes.world import World
+from tests.seeds import seeds
 
 FAST, ALL = 4, 200
 EVERYBODY = "everybody"
@@ -49,13 +50,7 @@ def schedule(draw: random.Random, names: str) -> list[Stroke]:
     return strokes
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(seed, id=f"seed-{seed}", marks=pytest.mark.long if seed >= FAST else ())
-        for seed in range(ALL)
-    ],
-)
+@pytest.mark.parametrize("seed", seeds(ALL, fast=FAST))
 @pytest.mark.parametrize("mode", JOBS, ids=lambda mode: mode.name.lower())
 def test_any_schedule_of_faults_ends_with_the_money_in_its_place(
     mode: Mode, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ def test_a_job_runs_on_a_node_behind_a_daemon_and_one_with_the_embedded_store(
     with js_ipfs(tmp_path) as multiaddr, LocalNet(tmp_path / "net") as net:
         net.wait_ready(net.add_node("--shard", "1/2", "--ipfs", multiaddr))
         net.wait_ready(net.add_node("--shard", "2/2"))
-        job = net.submit(SPEC.format(rounds=2, steps=10, nodes=2, quorum=2))
+        job = net.submit(SPEC.format(rounds=2, steps=10, nodes=2, quorum=2, score_s=60))
         final = net.watch(
             job,
             lambda j: all(r["state"] == "settled" for r in j["rounds"]) and j["completed"] == 2,

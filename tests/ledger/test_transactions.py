@@ -105,17 +105,28 @@ def test_an_error_leaves_no_hole_in_the_nonces(world: ChainWorld) -> None:
     sender.send("register", registry, REGISTER)
 
 
-def test_a_lost_answer_does_not_send_twice(world: ChainWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("late_looks", [0, 3])
+def test_a_lost_answer_does_not_send_twice(
+    world: ChainWorld, monkeypatch: pytest.MonkeyPatch, late_looks: int
+) -> None:
+    """Nor does an endpoint that counts the nonce before it shows the receipt."""
     account = world.account()
     sender = writer(world, account, Clock())
     registry = world.dev.deployment().registry
     sender.send("register", registry, REGISTER)
     inner = Rpc.call
+    looks = 0
 
     def loses_the_answer(self: Rpc, method: str, *params: object) -> object:
+        nonlocal looks
         answer = inner(self, method, *params)
         if method == "eth_sendRawTransaction":
+            while inner(self, "eth_getTransactionReceipt", answer) is None:
+                pass
             return inner(self, method, *params)  # as after a broken connection: sent again
+        if method == "eth_getTransactionReceipt":
+            looks += 1
+            return answer if looks > late_looks else None
         return answer
 
     monkeypatch.setattr(Rpc, "call", loses_the_answer)

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-# In the other modes examples run in the fast suite, and deaths in virtual time.
-LONG = pytest.mark.long
-MODES = ("pipeline", *(pytest.param(mode, marks=LONG) for mode in ("sync", "async", "chained")))
+from dfl_node.cli.demo_jobs import JOBS
+
 FIELDS = {
     *("job_id", "mode", "recovered", "model_cid", "accuracy", "central_accuracy", "rounds", "nodes"),
     *("contributions", "output_dir", "datadir"),
@@ -37,7 +36,9 @@ def demo(tmp_path: Path, *options: str) -> dict[str, Any]:
     return data
 
 
-@pytest.mark.parametrize("mode", MODES)
+# In the fast suite examples of all modes run to their end, and deaths are in virtual time.
+@pytest.mark.long
+@pytest.mark.parametrize("mode", JOBS)
 def test_a_mode_reads_digits_although_a_node_at_work_is_killed(tmp_path: Path, mode: str) -> None:
     data = demo(tmp_path, "--mode", mode, "--kill-one")
     assert data.keys() >= FIELDS

@@ -11,13 +11,14 @@ from dfl_node.localnet import LocalNet
 from tests.faults.test_processes import DONE_S, assert_paid_once, ended
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NODES = 4
+NODES = 3
+LONG = pytest.mark.long
 BUDGET_WEI = 100 * 10**18  # of a round, in every example
 
 
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalNet]:
-    """Four nodes with different digits: enough for every example, one more than each asks for."""
+    """Nodes with different digits, as many as each example asks for."""
     root = tmp_path_factory.mktemp("examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DFL_HOME", str(root / "home"))
@@ -54,12 +55,24 @@ def run(net: LocalNet, spec: str, directory: Path) -> int:
     return job
 
 
-@pytest.mark.parametrize("mode", ["sync", "async", "pipeline", "chained"])
+@pytest.fixture(scope="module")
+def sync(net: LocalNet, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """Job and model of the first example."""
+    directory = tmp_path_factory.mktemp("sync") / "model"
+    return run(net, (EXAMPLES / "sync.toml").read_text(), directory), directory
+
+
+# A sync job is what most other tests of real nodes run.
+@pytest.mark.parametrize("mode", [pytest.param("sync", marks=LONG), "async", "pipeline", "chained"])
 def test_an_example_of_each_mode_trains_a_model_that_reads_digits(
-    net: LocalNet, mode: str, tmp_path: Path
+    net: LocalNet, mode: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    job = run(net, (EXAMPLES / f"{mode}.toml").read_text(), tmp_path / "model")
-    assert accuracy(net, tmp_path / "model") >= 0.92
+    if mode == "sync":
+        job, model = request.getfixturevalue("sync")
+    else:
+        model = tmp_path / "model"
+        job = run(net, (EXAMPLES / f"{mode}.toml").read_text(), model)
+    assert accuracy(net, model) >= 0.92
     drawn = net.cli("job", "draw", str(job), "--datadir", str(net.nodes[0].datadir))["edges"]
     with net.rows() as ledger:
         pieces = {row.cid for row in ledger.contributions(job=job, limit=None)}
@@ -69,8 +82,9 @@ def test_an_example_of_each_mode_trains_a_model_that_reads_digits(
         assert {row.kind for row in ledger.contributions(job=job)} == kinds.get(mode, {"update"})
 
 
+@LONG
 def test_the_transfer_example_adapts_a_base_and_sends_only_adapters(net: LocalNet, tmp_path: Path) -> None:
-    short = (EXAMPLES / "sync.toml").read_text().replace("rounds = 6", "rounds = 1")
+    short = (EXAMPLES / "sync.toml").read_text().replace("rounds = 4", "rounds = 1")
     run(net, short.replace("local_steps = 60", "local_steps = 25"), tmp_path / "base")
     before = accuracy(net, tmp_path / "base")
     weights = tmp_path / "base" / "model.safetensors"
@@ -86,20 +100,23 @@ def test_the_transfer_example_adapts_a_base_and_sends_only_adapters(net: LocalNe
     assert (tmp_path / "model" / "model.safetensors").stat().st_size == weights.stat().st_size
 
 
-def test_a_finished_model_is_fitted_to_data_that_stays_here(net: LocalNet, tmp_path: Path) -> None:
+@LONG
+def test_a_finished_model_is_fitted_to_data_that_stays_here(
+    net: LocalNet, sync: tuple[int, Path], tmp_path: Path
+) -> None:
     """Rows of a node's own: digits with their colours inverted."""
     import numpy as np
 
     from dfl_apps.digits import APP
     from dfl_node.train import rows
 
-    run(net, (EXAMPLES / "sync.toml").read_text().replace("rounds = 6", "rounds = 2"), tmp_path / "model")
+    _, model = sync
     own = APP.load(None, (1, 1, 3), None)
     odd = rows.Rows(np.asarray(255 - own.X, np.uint8), own.y)
     (tmp_path / "own.npz").write_bytes(rows.write_npz(odd))
     fitted = net.cli(
-        *("personalize", str(tmp_path / "model"), "--data", str(tmp_path / "own.npz")),
+        *("personalize", str(model), "--data", str(tmp_path / "own.npz")),
         *("-o", str(tmp_path / "personal"), "--steps", "60"),
     )
     assert fitted["accuracy_after"] > fitted["accuracy_before"] + 0.2
-    assert accuracy(net, tmp_path / "personal") < accuracy(net, tmp_path / "model")  # it is another task
+    assert accuracy(net, tmp_path / "personal") < accuracy(net, model)  # it is another task

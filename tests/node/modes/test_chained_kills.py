@@ -14,6 +14,7 @@ from dfl_node.net.memory import Fault as NetFault
 from dfl_node.store.memory import Fault as StoreFault
 from tests.node.modes import chains
 from tests.node.modes.world import Running, When, World, play
+from tests.seeds import seeds
 
 
 class KillPoint(Enum):
@@ -75,7 +76,7 @@ def test_a_killed_node_that_restarts_at_once_neither_loses_nor_doubles_its_hop(
     play(story, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30, fast=8))
 def test_any_schedule_of_kills_restarts_outages_and_faults_ends_with_the_money_in_its_place(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

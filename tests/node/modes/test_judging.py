@@ -20,6 +20,7 @@ from dfl_node.specrules import model_config
 from dfl_node.train.memory import MemoryTrainer
 from dfl_node.train.trainer import WeightedUpdate
 from tests.node.modes.world import SCORE_S, STAKE_WEI, Machine, Running, When, World, play
+from tests.seeds import seeds
 
 JOB = JobId(1)
 
@@ -88,7 +89,7 @@ def test_when_everybody_is_there_a_round_is_settled_at_once(
     play(story, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", seeds(12, fast=4))
 def test_nobody_honest_loses_anything(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(world: World) -> None:
         await world.submit(rounds=4)

@@ -13,6 +13,7 @@ from dfl_ledger.records import Phase
 from dfl_node.net.memory import Fault as NetFault
 from dfl_node.store.memory import Fault as StoreFault
 from tests.node.modes.world import SCORE_S, Running, When, World, play
+from tests.seeds import seeds
 
 
 class KillPoint(Enum):
@@ -90,7 +91,7 @@ def test_a_publisher_that_is_gone_is_replaced_after_half_the_settle_window(
     play(story, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30, fast=10))
 def test_any_schedule_of_kills_restarts_outages_and_faults_ends_with_the_money_in_its_place(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

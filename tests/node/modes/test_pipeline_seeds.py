@@ -18,6 +18,7 @@ from tests.node.modes.machines import peer_id_of_machine
 from tests.node.modes.pipelines import submit
 from tests.node.modes.test_outages import GRACE_S, check_deadlines
 from tests.node.modes.world import World, play
+from tests.seeds import seeds
 
 LONGEST_OUTAGE_S = 20.0
 
@@ -35,7 +36,7 @@ async def meet(world: World) -> None:
                 await one.connect(other.multiaddrs[0])
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(20, fast=6))
 def test_any_schedule_of_faults_ends_with_the_money_in_its_place(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
