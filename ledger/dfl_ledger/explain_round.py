@@ -187,6 +187,18 @@ class KnownRound:
             told += f"; the appeal's: {_votes(heard, failed.node)}"
         return told
 
+    def _sealed(self) -> str:
+        """That there were no validation rows to score the round on, if so."""
+        if not any(self.job.terms.seal_anchor) or not self.scored:
+            return ""
+        found, shared = self.rows.unsealed(self.job.row.job, self.round), "what was accepted shares alike"
+        if found is None:
+            return f"its requester did not unseal the round's validation shard: {shared}"
+        if found.late_s is None or found.in_time:
+            return ""
+        late = f"{found.late_s} s after its model was published, and {found.due_s} s were allowed"
+        return f"its requester unsealed the round's validation shard too late, {late}: {shared}"
+
     def notes(self, node: Address) -> tuple[str, ...]:
         """What else befell the round, or its contributor."""
         notes = [
@@ -200,6 +212,8 @@ class KnownRound:
             for failed in self.job.audits
             if failed.node == node and failed.round == self.round and failed.appeal_until is not None
         ]
+        if sealed := self._sealed():
+            notes.append(sealed)
         if node in self.job.bans:
             notes.append("its node is banned from the job: it can earn nothing more there")
         return tuple(notes)

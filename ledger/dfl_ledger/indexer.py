@@ -20,7 +20,14 @@ from pathlib import Path
 import structlog
 
 from dfl_ledger import projection, round_facts, schema
-from dfl_ledger.errors import ChainUnreachable, ReorgTooDeep, TimedOut, VerificationFailed, WrongChain
+from dfl_ledger.errors import (
+    ChainUnreachable,
+    DflError,
+    ReorgTooDeep,
+    TimedOut,
+    VerificationFailed,
+    WrongChain,
+)
 from dfl_ledger.evidence import Evidence
 from dfl_ledger.ledger import Ledger
 from dfl_ledger.records import BlockRef, Cid, Event, JobId, Leaf, Settlement
@@ -30,6 +37,7 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_SPAN_BLOCKS = 2_000
 DEFAULT_FINALITY_BLOCKS = 64  # two epochs of Ethereum, after which a block is final there
+_DATING = ("ShardUnsealed", "ModelPublished")  # what tells how late a shard was unsealed
 
 
 class Indexer:
@@ -56,6 +64,7 @@ class Indexer:
         self._max_span = self._span = span_blocks
         self._finality = finality_blocks
         self._seen_tip = ""  # hash of the newest block when there was nothing left to read
+        self._undated = True  # there may be unsealed shards of which it is not known how late they were
         self._lock = threading.Lock()
         self._path = db_path
         self._db = schema.open_to_write(db_path)
@@ -87,6 +96,8 @@ class Indexer:
         ReorgTooDeep, which no further step gets over.
         """
         with self._lock:
+            if self._undated:
+                self._date()
             tip = self._ledger.block()
             if tip.hash == self._seen_tip and tip.number < self._next:
                 return []
@@ -104,6 +115,8 @@ class Indexer:
                 return []
             if last == tip:
                 self._seen_tip = tip.hash
+            if fork is not None or any(event.name in _DATING for event in events):
+                self._date()
             return events
 
     def add_evidence(self, evidence: Evidence, cid: Cid) -> bool:
@@ -215,6 +228,37 @@ class Indexer:
             )
         log.warning("chain reorganised", from_block=fork, indexed=self.indexed)
         return fork
+
+    def _date(self) -> None:
+        """Find out how late shards were unsealed. Events tell blocks; this is about seconds.
+
+        What the chain does not tell now, a later step asks again: the events count without it.
+        """
+        self._undated, late = True, []
+        try:
+            for job, position, block in self._db.execute(
+                "SELECT job, position, block FROM shard_keys WHERE late_s IS NULL"
+            ).fetchall():
+                found = self._db.execute(
+                    "SELECT published_block FROM rounds WHERE job = ? AND published_block IS NOT NULL "
+                    "ORDER BY round LIMIT 1 OFFSET ?",
+                    (job, position),
+                ).fetchone()
+                if found is None:  # before its round is published; that will bring us here again
+                    continue
+                late_s = 0
+                if block > found[0]:
+                    late_s = self._ledger.block(block).timestamp - self._ledger.block(found[0]).timestamp
+                late.append((max(0, late_s), job, position))
+            if late:
+                with schema.transaction(self._db):
+                    self._db.executemany(
+                        "UPDATE shard_keys SET late_s = ? WHERE job = ? AND position = ?", late
+                    )
+        except DflError as silent:
+            log.warning("times of blocks not read", why=str(silent))
+        else:
+            self._undated = False
 
     # -- writing --------------------------------------------------------------------------------------
     def _claim(self, path: Path, deployment_key: str) -> int:

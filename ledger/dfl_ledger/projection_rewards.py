@@ -128,8 +128,8 @@ def _of_jobs(db: sqlite3.Connection, event: Event) -> None:
             )
         case "ShardUnsealed":
             db.execute(
-                "INSERT INTO shard_keys VALUES (?, ?, ?)",
-                (int_arg(args, "job"), int_arg(args, "position"), text_arg(args, "key")),
+                "INSERT INTO shard_keys VALUES (?, ?, ?, ?, NULL)",
+                (int_arg(args, "job"), int_arg(args, "position"), text_arg(args, "key"), event.block),
             )
         case "NodeBanned":
             db.execute(

@@ -36,7 +36,12 @@ from dfl_ledger.rows_rewards import (
     PanelRow,
     SeatRow,
     SlashRow,
+    UnsealedRow,
 )
+
+# Of the window of commitments to scores, by the blocks' times: a shard that is unsealed later does not count.
+# A rule that only looks at the chain, so that all who judge agree on it; enough is left of the window then.
+UNSEAL_PERCENT = 40
 
 
 class RewardRows(ABC):
@@ -120,6 +125,26 @@ class RewardRows(ABC):
         with self.reading() as db:
             rows = db.execute("SELECT key FROM shard_keys WHERE job = ? ORDER BY position", (job,)).fetchall()
         return tuple(_bytes(key) for (key,) in rows)
+
+    def unsealed(self, job: int, round_: int) -> UnsealedRow | None:
+        """The key that a published round is scored by; None while its shard is sealed."""
+        with self.reading() as db:
+            terms = round_facts.job_terms(db, job)
+            row = db.execute(
+                "SELECT position, key, late_s FROM shard_keys WHERE job = ?1 AND position = (SELECT count(*) "
+                "FROM rounds WHERE job = ?1 AND round < ?2 AND model IS NOT NULL) AND EXISTS "
+                "(SELECT 1 FROM rounds WHERE job = ?1 AND round = ?2 AND model IS NOT NULL)",
+                (job, round_),
+            ).fetchone()
+            if terms is None or row is None:
+                return None
+            position, key, late_s = row
+            before = db.execute(
+                "SELECT key FROM shard_keys WHERE job = ? AND position = ?", (job, position - 1)
+            ).fetchone()
+        previous = terms.seal_anchor if before is None else _bytes(before[0])
+        due_s = terms.score_window_s * UNSEAL_PERCENT // 100
+        return UnsealedRow(position, _bytes(key), previous, late_s, due_s)
 
     # -- judging --------------------------------------------------------------------------------------
     def panel(self, job: int, round_: int, panel: int = 0) -> PanelRow | None:

@@ -36,6 +36,21 @@ class PanelRow(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class UnsealedRow(Row):
+    """The key of the validation shard that a round is scored on, as the chain has it."""
+
+    position: int  # of the round among those with a model, from 0
+    key: bytes  # 32 bytes
+    previous: bytes  # the key before it, of the first the job's anchor
+    late_s: int | None  # after its round was published, 0 if before; None: not known yet
+    due_s: int  # it counts if it was not later than that
+
+    @property
+    def in_time(self) -> bool:
+        return self.late_s is not None and self.late_s <= self.due_s
+
+
+@dataclass(frozen=True, slots=True)
 class AuditRow(Row):
     """An audit of which something is known: that it failed, or where the node's rows lie."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from dfl_ledger.errors import NodeNotRunning, StoreUnavailable, UsageError
 from dfl_ledger.tables import PROTOCOL_TABLES
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 APPLICATION_ID = 0x64666C31  # "dfl1", in the file's header
 BUSY_TIMEOUT_S = 10.0
 LOG_INDEX_BITS = 20  # of `seq`, the place of an event in the chain: block << 20 | log index

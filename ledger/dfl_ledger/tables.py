@@ -55,13 +55,16 @@ CREATE TABLE shards (
     PRIMARY KEY (job, node)
 ) STRICT, WITHOUT ROWID;
 
--- of validation rows
+-- of validation rows: the shard at a position is for the round that was published as the position-th, from 0
 CREATE TABLE shard_keys (
     job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
     position INTEGER NOT NULL,
     key TEXT NOT NULL,  -- 0x hex
+    block INTEGER NOT NULL,
+    late_s INTEGER,  -- seconds after its round's publication, 0 if before, NULL until blocks' times are read
     PRIMARY KEY (job, position)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX shard_keys_undated ON shard_keys (job) WHERE late_s IS NULL;
 
 CREATE TABLE panels (
     job INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,

@@ -30,7 +30,6 @@ from dfl_node.modes.job import JobPart
 from dfl_node.net.channel import FoundBy
 from dfl_node.net.libp2p_channel import Libp2pChannel
 from dfl_node.parts import Parts
-from dfl_node.specrewards import check_served
 from dfl_node.train.process import ProcessTrainer
 
 log = structlog.get_logger(__name__)
@@ -180,7 +179,6 @@ class Node:
                 spec = jobspec.decode(data)
                 if spec.terms(state.terms.spec, state.terms.model) != state.terms:
                     raise SpecInvalid("round", "the terms on chain are not those of the spec")
-                check_served(spec.reward)
                 may_join = await trio.to_thread.run_sync(self._has_stake_for, state)
                 await keep_base(self.parts, spec)
                 break

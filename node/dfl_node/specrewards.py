@@ -29,6 +29,7 @@ MAX_ASSET = 2**63 - 1  # the contract takes 64 bits, a CBOR integer of other pro
 DEFAULT_EVALUATORS = 3
 DEFAULT_EVALUATORS_BPS = 500
 DEFAULT_SCORE_S = 60
+MAX_PATH = 4096
 _ANCHOR = re.compile(r"(?:[0-9a-f]{64})?", re.ASCII)
 
 
@@ -49,7 +50,7 @@ class RewardSpec:
     round_budget_wei: int
     required_stake_wei: int
     valuation: str
-    validation: str  # a CID, or FROM_APP before submission; sealed: of the list of sealed shards
+    validation: str  # a CID, sealed: of the list of sealed shards; before submission FROM_APP or a path too
     evaluators: int  # seats a round; 0 = nobody judges, and all who contributed get the same
     score_s: int  # of each of the two phases in which evaluators bind themselves to scores, and show them
     bond_wei: int  # what an offence costs
@@ -129,7 +130,7 @@ def _read_shares(table: Table, evaluators: int, *, written: bool) -> SharesSpec:
 
 
 def _check(reward: RewardSpec, mode: Mode, least_bond: int, money_suffix: str) -> None:
-    shares = reward.shares
+    shares, written = reward.shares, not money_suffix
     if reward.compute_bps < 1:
         raise SpecInvalid("reward.shares", "leave nothing for those who train")
     if (shares.evaluators_bps > 0) != (reward.evaluators > 0):
@@ -163,20 +164,29 @@ def _check(reward: RewardSpec, mode: Mode, least_bond: int, money_suffix: str) -
         raise SpecInvalid(f"reward.bond{money_suffix}", "is 0: a failed audit has to cost something")
     if reward.sealed and not reward.evaluators:
         raise SpecInvalid("reward.sealed", "needs evaluators, for whom the shards are opened")
+    if reward.sealed and mode is Mode.CHAINED:
+        why = "cannot be in mode chained, where each hop is measured before the next one begins"
+        raise SpecInvalid("reward.sealed", why)
+    if reward.sealed and mode is Mode.PIPELINE:
+        why = "seals rows that work is scored on, and mode pipeline counts micro-batches"
+        raise SpecInvalid("reward.sealed", why)
+    if is_path(reward.validation) and not reward.sealed:
+        why = "names a file of this machine, which only a sealed job reads: publish it, and give its CID"
+        raise SpecInvalid("reward.validation", why)
+    if reward.sealed and not reward.seal_anchor and not written:
+        raise SpecInvalid("reward.seal_anchor", "is missing: nobody could ever unseal the rows")
     if reward.seal_anchor and not reward.sealed:
         raise SpecInvalid("reward.seal_anchor", "belongs to sealed validation rows")
 
 
-def check_served(reward: RewardSpec) -> None:
-    """Raises SpecInvalid for what the contracts and the rules know, but nodes do not act on yet.
-
-    Such a job would not begin, whoever created it.
-    """
-    if reward.sealed:
-        raise SpecInvalid("reward.sealed", "is not done by nodes of this version yet")
+def is_path(validation: str) -> bool:
+    """Whether it names a file of the requester's machine."""
+    return validation.startswith("/")
 
 
 def _validation(field: str, value: Any) -> str:
+    if isinstance(value, str) and is_path(value) and len(value) <= MAX_PATH:
+        return value
     return FROM_APP if value == FROM_APP else str(cid(field, value))
 
 

@@ -14,8 +14,9 @@ from dfl_node.api.service import JsonObject
 from dfl_node.bases import keep_base
 from dfl_node.config import Role
 from dfl_node.jobspec import JobSpec
+from dfl_node.modes import sealed
 from dfl_node.modes.mode import aggregation
-from dfl_node.specrewards import FROM_APP, check_served
+from dfl_node.specrewards import FROM_APP
 from dfl_node.specrules import model_config
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ async def submit(node: Node, toml: str) -> JsonObject:
     model = await trainer.init_model(model_config(spec), spec.training.seed, aggregation(spec))
     if len(model) > spec.training.max_update_bytes:
         raise SpecInvalid("training.max_update_bytes", f"the model itself has {len(model)} bytes")
-    if spec.reward.validation == FROM_APP:
+    if spec.reward.sealed:
+        spec = await sealed.publish(parts, spec)
+    elif spec.reward.validation == FROM_APP:
         rows = await trainer.validation_rows(spec.app)
         spec = spec.with_validation(await parts.store.put(rows))
     model_cid = await parts.store.put(model)
@@ -65,7 +68,6 @@ async def _checked(node: Node, toml: str) -> tuple[JobSpec, int]:
             why="it runs without the role `request`",
             help_command="dfl-node start --roles train,request …",
         )
-    check_served(spec.reward)
     ledger = node.parts.ledger
     held_wei = await trio.to_thread.run_sync(ledger.balance_wei, ledger.address)
     if held_wei < spec.budget_wei:

@@ -28,9 +28,9 @@ from dfl_ledger.rows import SettlementRow
 from dfl_node import jobspec
 from dfl_node.bases import keep_base
 from dfl_node.jobspec import JobSpec
-from dfl_node.modes import pieces
+from dfl_node.modes import pieces, sealed
 from dfl_node.modes.measuring import TOLERANCE
-from dfl_node.modes.mode import Context, ModePart, open_mode
+from dfl_node.modes.mode import Context, ModePart, Worths, open_mode
 from dfl_node.modes.pieces import Revealed
 from dfl_node.parts import Parts
 from dfl_node.rounds import vocabulary as rounds
@@ -222,7 +222,12 @@ class Verifier:
             self._ok(facts.round, "scores", "nobody scored: equal shares")
             return
         uses = await _in_thread(self.rows.uses, self.job, facts.round) if facts.datasets else None
-        found = await self.mode.worth(facts.round, facts.parent, standing, uses or {})
+        found = Worths(
+            (0,) * len(standing.refused), "no measurement: no validation rows were unsealed in time"
+        )
+        if await sealed.has_rows(self.files, self.rows, self.job, self.spec, facts.round):
+            with suppress(*sealed.unsound(self.spec)):
+                found = await self.mode.worth(facts.round, facts.parent, standing, uses or {})
         worths = [
             *(REFUSED if why else worth for why, worth in zip(standing.refused, found.pieces, strict=True)),
             *(found.datasets.get(asset, 0) for asset in facts.datasets),

@@ -83,20 +83,6 @@ def test_a_job_that_cannot_be_is_refused_before_anything_is_published(
     play(story, tmp_path, monkeypatch, trainers=0)
 
 
-@pytest.mark.parametrize("field", ["sealed = true"])
-def test_what_nodes_do_not_do_yet_is_refused_before_money_is_escrowed(
-    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def story(world: World) -> None:
-        before = wealth(world, "requester")
-        with pytest.raises(SpecInvalid, match=f"reward.{field.split()[0]}"):
-            await world.running["requester"].operator.submit_job(TOML + field)
-        assert wealth(world, "requester") == before
-        assert not world.job_events("JobCreated")
-
-    play(story, tmp_path, monkeypatch)
-
-
 def test_a_node_without_the_role_submits_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(world: World) -> None:
         node = world.running["requester"]

@@ -196,6 +196,16 @@ def test_one_round_is_judged_at_a_time_the_oldest_first_and_none_after_its_windo
     assert asked(over, now=600) == ()
 
 
+def test_a_round_whose_rows_are_sealed_is_judged_when_they_are_open_or_their_time_is_over() -> None:
+    waiting = replace(seat(1, judge_until=500), sealed_until=300.0)
+    over = judged(look(Phase.COMPLETED), waiting, seat(2, judge_until=600))
+    assert asked(over, now=299) == (Judge(2),), "nobody waits with it"
+    assert asked(over, now=300) == (Judge(1),)
+    assert asked(judged(look(Phase.COMPLETED), replace(waiting, sealed_until=0.0)), now=10) == (Judge(1),)
+    state, _ = step(State(me=ME, trains=True), judged(look(Phase.COMPLETED), waiting), 290)
+    assert wake_at(state, 299) == 300
+
+
 def test_scores_are_shown_once_others_can_no_longer_copy_them() -> None:
     bound = seat(2, committed=True)
     busy = look(Phase.COMMIT)

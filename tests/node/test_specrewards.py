@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dfl_ledger.errors import SpecInvalid
 from dfl_ledger.records import Cid
 from dfl_node import jobspec
 from dfl_node.jobspec import JobSpec
@@ -51,6 +52,8 @@ def test_percent_are_exact_basis_points(bps: int) -> None:
         ("reward.audits", {"reward__audits": "1", "training__strategy": '"scaffold"'}),
         ("reward.score_s", {"reward__audits": "1", "reward__score_s": "19"}),
         ("reward.sealed", {"reward__evaluators": "0", "reward__sealed": "true"}),
+        ("reward.validation", {"reward__validation": '"/home/me/rows.npz"'}),
+        ("reward.validation", {"reward__validation": '"rows.npz"', "reward__sealed": "true"}),
         ("reward.seal_anchor", {"reward__seal_anchor": f'"{"00" * 32}"'}),
     ],
 )
@@ -61,6 +64,23 @@ def test_what_does_not_fit_together_is_refused_by_its_name(field: str, fields: d
 @pytest.mark.parametrize("mode", ["chained", "pipeline"])
 def test_audits_recompute_updates(mode: str) -> None:
     assert refusal(mode, reward__audits="1").field == "reward.audits"
+
+
+@pytest.mark.parametrize("mode", ["chained", "pipeline"])
+def test_sealed_rows_are_for_updates(mode: str) -> None:
+    assert refusal(mode, reward__sealed="true").field == "reward.sealed"
+
+
+def test_a_published_job_whose_rows_nobody_could_unseal_is_refused() -> None:
+    with pytest.raises(SpecInvalid) as refused:
+        jobspec.decode(published(parsed(reward__sealed="true")).encode())
+    assert refused.value.field == "reward.seal_anchor"
+
+
+def test_a_path_is_not_published() -> None:
+    spec = parsed(reward__sealed="true", reward__validation='"/home/me/rows.npz"')
+    with pytest.raises(SpecInvalid, match="validation"):
+        spec.encode()
 
 
 def test_the_anchor_of_sealed_rows_is_set_at_submission() -> None:

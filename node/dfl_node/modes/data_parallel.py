@@ -108,7 +108,7 @@ class DataParallel:
             self._context.model,
             await self._context.fetch_model(parent),
             updates,
-            await self._context.validation(),
+            await self._context.scored_on(round_),
             method=self._spec.reward.valuation,
             rule=self._context.rule,
             max_update_bytes=self._spec.training.max_update_bytes,

@@ -41,6 +41,7 @@ from dfl_node.modes.measuring import Measurer
 from dfl_node.modes.meter import RoundMeter
 from dfl_node.modes.mode import job_seed
 from dfl_node.modes.reporting import Reporter
+from dfl_node.modes.sealed import Unsealer
 from dfl_node.modes.settlement import Settler
 from dfl_node.parts import Parts
 from dfl_node.rounds import judging, machine
@@ -102,7 +103,8 @@ class JobPart:
         self._clock = clock
         context = self._context = mode.Context(job, spec, parts, clock, lambda: self._state)
         self._mode = mode.open_mode(context)
-        self._measurer = Measurer(context)
+        self._unsealer = Unsealer(job, spec, parts)
+        self._measurer = Measurer(context, self._unsealer.watched if spec.reward.sealed else None)
         self._joiner = Joiner(job, spec, parts)
         self._settler = Settler(job, spec, parts, self._mode)
         self._judge = Judge(job, spec, parts, self._mode, clock, Auditor(context, clock))
@@ -185,7 +187,7 @@ class JobPart:
         """Rows that only a requester has are gone with it, and who is drawn to judge must have them."""
         while self.spec.reward.evaluators:
             with suppress(DflError):
-                await self._context.validation()
+                await self._context.keep_validation()
                 return
             await trio.sleep(VALIDATION_RETRY_S)
 
@@ -229,7 +231,8 @@ class JobPart:
         ours_to_settle = any(u.settle_until > self._clock() for u in chain.unsettled)
         ours_to_judge = judging.pending(chain, self._clock())
         watched = chain.final_at > self._clock() or chain.charges or chain.errands
-        return not (owed_to_us or ours_to_settle or ours_to_judge or watched)
+        sealed = chain.sealed is not None
+        return not (owed_to_us or ours_to_settle or ours_to_judge or watched or sealed)
 
     async def _next_event(self) -> rounds.Event:
         wake = machine.wake_at(self._state, self._clock())
@@ -279,6 +282,7 @@ class JobPart:
             refundable,
             self._history(job, me),
             seats=self._judge.seats(),
+            sealed=self._unsealer.due(job),
             wrong=wrong,
             final_at=max(final_at, self._reporter.trials_until(job)),
             charges=self._reporter.charges(job, now),
@@ -382,7 +386,7 @@ class JobPart:
             case rounds.Appeal():
                 await self._audited.appeal(action)
             case rounds.Unseal(position):
-                raise NotImplementedError(position)
+                await self._unsealer.unseal(position)
             case rounds.Settle(round_):
                 await self._settler.settle(round_)
             case rounds.Challenge(round_):
@@ -394,8 +398,7 @@ class JobPart:
                 log.info("refunded", job=self.job)
 
     async def _join(self) -> tuple[int, ...]:
-        """Where it is audited, with a commitment to our rows; the chain takes one once. The data sets that were
-        declared."""
+        """Where it is audited, with a commitment to our rows; the chain takes one once. What was declared."""
         shard = await self._shard()
         return await trio.to_thread.run_sync(self._joiner.join, shard)
 

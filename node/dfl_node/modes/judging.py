@@ -31,7 +31,7 @@ from dfl_ledger.errors import (
 from dfl_ledger.records import REFUSED, Address, Cid, JobId, Mode, PanelPhase, PanelState
 from dfl_node.jobspec import JobSpec
 from dfl_node.journal import Scores
-from dfl_node.modes import pieces
+from dfl_node.modes import pieces, sealed
 from dfl_node.modes.auditing import FAILED, PASSED, UNKNOWN, Auditor
 from dfl_node.modes.mode import ModePart, Uses, Worths
 from dfl_node.modes.pieces import Revealed
@@ -44,10 +44,12 @@ log = structlog.get_logger(__name__)
 
 # Shares of the window of commitments.
 PATIENCE_SHARE = 0.6  # for pieces that do not come: from then on who judges does without them
+SEALED_SHARE = 0.5  # for rows to be unsealed: a little longer than a key may take that counts
 LAST_SHARE = 0.85  # from then on who could not measure anything says so: silence costs the bond
 FETCH_S = 20.0
 MAX_VARIANTS = 8  # of the round's pieces that a model is tried on
 MAX_SCORE = 2**63 - 1
+UNMEASURED = "none"  # the method where nothing was measured
 
 
 class Judge:
@@ -111,6 +113,7 @@ class Judge:
                 judge_until=panel.commit_until,
                 show_until=panel.reveal_until,
                 panel=number,
+                sealed_until=0.0 if committed or number else self._sealed_until(round_, panel),
             )
         ]
 
@@ -124,6 +127,11 @@ class Judge:
         ledger, reward = self._parts.ledger, self._spec.reward
         found = ledger.publication(self._job, round_)
         return found is not None and ledger.may_decline(me, found.seal_block, reward.score_s, reward.bond_wei)
+
+    def _sealed_until(self, round_: int, panel: PanelState) -> float:
+        """Until when the round's validation rows may be unsealed (Unix seconds); 0 if that is known."""
+        sealed_ = self._spec.reward.sealed and sealed.may_open(self._parts.rows, self._job, round_)
+        return self._share_of(panel, SEALED_SHARE) if sealed_ else 0.0
 
     # -- judging --------------------------------------------------------------------------------------
     async def judge(self, round_: int, panel: int = 0) -> None:
@@ -187,7 +195,7 @@ class Judge:
                     raise
                 why = str(missing)
         log.warning("a round could not be judged", job=self._job, round=round_, why=why)
-        return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), "none", {})
+        return Scores(vectors.encode([UNKNOWN] * panel.subjects), os.urandom(32), UNMEASURED, {})
 
     async def _retried(self, round_: int, panel: int, state: PanelState) -> Scores:
         """The verdict of an appeal's jury on the audit that failed."""
@@ -215,9 +223,10 @@ class Judge:
         refused = ["" if verdict.accepted else verdict.why or "refused" for verdict in verdicts]
         judged = replace(fetched, refused=tuple(refused))
         datasets, uses = await self._declared(round_, panel)
-        found = Worths((0,) * len(refused), self._spec.reward.valuation)
-        if ours is not None:
-            found = await self._mode.worth(round_, parent, judged, uses)
+        found = Worths((0,) * len(refused), UNMEASURED)
+        if ours is not None and await self._has_rows(round_, late=late):
+            with suppress(*sealed.unsound(self._spec)):
+                found = await self._mode.worth(round_, parent, judged, uses)
         scores = [REFUSED if why else _score(worth) for why, worth in zip(refused, found.pieces, strict=True)]
         taught = [_score(found.datasets.get(asset, 0)) for asset in datasets]
         verdict = PASSED if ours == model else await self._blame(round_, parent, model, judged)
@@ -235,6 +244,18 @@ class Judge:
         if uses is None or len(known) < panel.datasets:
             raise ChainUnreachable(f"the ledger lacks data sets of job {self._job} round {round_}")
         return known[: panel.datasets], uses
+
+    async def _has_rows(self, round_: int, *, late: bool) -> bool:
+        """Whether there is something to measure the round on: not if its shard was not unsealed in time.
+
+        Raises BlobNotFound while that can only be said of our own store.
+        """
+        try:
+            return await sealed.has_rows(self._parts.store, self._parts.rows, self._job, self._spec, round_)
+        except BlobNotFound:
+            if not late:
+                raise
+            return False
 
     async def _fetched(self, round_: int, panel: PanelState) -> Revealed:
         """Every piece that can be had. Who else judges is asked too, so that what one has, all have."""

@@ -7,6 +7,7 @@ measured: whoever judges others by a comparison leaves a `TOLERANCE`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -40,8 +41,10 @@ class Measured:
 class Measurer:
     """Measures models of one job and remembers."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, rows: Callable[[], Awaitable[bytes]] | None = None) -> None:
+        """`rows` gives what is measured on, if not the job's own validation file."""
         self._context = context
+        self._rows = rows or context.validation
         self._known: dict[Cid, Measured] = {}
         self._watched: deque[dict[str, Any]] = deque(maxlen=WATCHED)
 
@@ -75,7 +78,7 @@ class Measurer:
 
     async def _measure(self, model: Cid, patience_s: float, data: bytes, maker: Address | None) -> Measured:
         context, parts = self._context, self._context.parts
-        validation = await context.validation()
+        validation = await self._rows()
         try:
             data = data or await parts.store.get(
                 model,

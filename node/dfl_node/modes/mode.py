@@ -15,19 +15,19 @@ from typing import Any, Protocol
 import structlog
 import trio
 
-from dfl_ledger.errors import DflError
+from dfl_ledger.errors import BlobNotFound, DflError
 from dfl_ledger.query import ContributionRow
 from dfl_ledger.records import Address, Cid, JobId, JobState, Kind, Mode
 from dfl_node.jobspec import JobSpec
+from dfl_node.modes import sealed
 from dfl_node.modes.pieces import Revealed
+from dfl_node.modes.sealed import MAX_VALIDATION_BYTES
 from dfl_node.parts import Parts
 from dfl_node.rounds.vocabulary import Hop, State, Train, Work
 from dfl_node.specrules import model_config
 from dfl_node.train.trainer import AggregationConfig, ModelConfig, TrainingConfig, Verdict
 
 log = structlog.get_logger(__name__)
-
-MAX_VALIDATION_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,25 @@ class Context:
         return await self.parts.store.get(cid, max_bytes=self.spec.training.max_update_bytes)
 
     async def validation(self) -> bytes:
-        """The requester's validation rows, an NPZ file."""
+        """The requester's validation rows, an NPZ file: of a job where they are not sealed."""
         return await self.parts.store.get(self.spec.validation, max_bytes=MAX_VALIDATION_BYTES)
+
+    async def scored_on(self, round_: int) -> bytes:
+        """The validation rows that a round is scored on, an NPZ file. Raises BlobNotFound if there are none:
+        their shard was not unsealed in time."""
+        if not self.spec.reward.sealed:
+            return await self.validation()
+        rows = await sealed.shard(self.parts.store, self.parts.rows, self.job, self.spec, round_)
+        if rows is None:
+            raise BlobNotFound(f"validation rows of job {self.job} round {round_}", why="they are sealed")
+        return rows
+
+    async def keep_validation(self) -> None:
+        """See to it that rows are here which only a requester has, and which may be gone with it."""
+        if self.spec.reward.sealed:
+            await sealed.keep(self.parts.store, self.spec)
+        else:
+            await self.validation()
 
     async def local_state(self) -> bytes | None:
         """What this node keeps for itself in this job: a personal head, a control variate."""

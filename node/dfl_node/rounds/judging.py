@@ -34,7 +34,7 @@ def wake_times(chain: ChainMoved) -> list[float]:
     return [
         at
         for seat in chain.seats
-        for at in (pressing_from(seat), float(seat.judge_until), float(seat.show_until))
+        for at in (pressing_from(seat), float(seat.judge_until), float(seat.show_until), seat.sealed_until)
     ]
 
 
@@ -53,5 +53,9 @@ def pressing_from(seat: Seat) -> float:
 
 
 def _next(chain: ChainMoved, now: float) -> Seat | None:
-    due = (seat for seat in chain.seats if seat.judging and not seat.committed and now < seat.judge_until)
+    due = (
+        seat
+        for seat in chain.seats
+        if seat.judging and not seat.committed and seat.sealed_until <= now < seat.judge_until
+    )
     return next(due, None)

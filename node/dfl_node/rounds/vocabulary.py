@@ -57,6 +57,7 @@ class Seat:
     judge_until: int
     show_until: int
     panel: int = 0  # 1 + k: the jury of an appeal against the round's audit k
+    sealed_until: float = 0.0  # what it is scored on may be unsealed until then; 0 = it is not awaited
 
 
 class Wrong(Enum):
@@ -220,7 +221,7 @@ class Appeal:
 
 @dataclass(frozen=True, slots=True)
 class Unseal:
-    """As the requester: open the validation shard of the next round to be judged; its commitments are in."""
+    """As the requester: open the validation shard of the next round to be judged."""
 
     position: int  # among the published rounds, from 0
 
