@@ -64,7 +64,7 @@ class DemoJob:
             quorum = max(1, quorum - 1)
         elif self.mode == "pipeline":
             quorum = min(2, nodes - 1)
-            of_mode = f"\n[pipeline]\nstages = {quorum}\nmicro_batches = 4\nsnapshot_steps = 10\n"
+            of_mode = f"\n[pipeline]\nstages = {quorum}\nmicro_batches = 2\nsnapshot_steps = 10\n"
         return _SPEC.format(
             mode=self.mode,
             rounds=rounds,
@@ -74,7 +74,7 @@ class DemoJob:
             nodes=nodes,
             quorum=quorum,
             commit_s=self.commit_s,
-            score_s=30 if kill_one else 60,  # a dead evaluator's seat costs its window
+            score_s=15 if kill_one else 60,  # a dead evaluator's seat costs its window
             of_mode=of_mode,
         )
 
