@@ -126,7 +126,7 @@ class Explainer:
         self._rounds: dict[tuple[int, int], KnownRound] = {}
 
     def contribution(self, c: ContributionRow) -> Explanation:
-        round_, index = self._round(c.job, c.round), int(c.id.rpartition(".")[2])
+        round_, index = self._round(c.job, c.round), c.index
         median = weights = None
         if round_.medians:
             median = round_.medians[index]

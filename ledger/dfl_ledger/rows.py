@@ -62,6 +62,11 @@ class ContributionRow(Row):
     tx: str
     block: int
 
+    @property
+    def index(self) -> int:
+        """Its place among the round's reveals, from 0."""
+        return int(self.id.rpartition(".")[2])
+
 
 @dataclass(frozen=True, slots=True)
 class RoundRow(Row):

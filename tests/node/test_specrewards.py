@@ -52,7 +52,7 @@ def test_percent_are_exact_basis_points(bps: int) -> None:
         ("reward.audits", {"reward__audits": "1", "training__strategy": '"scaffold"'}),
         ("reward.score_s", {"reward__audits": "1", "reward__score_s": "19"}),
         ("reward.sealed", {"reward__evaluators": "0", "reward__sealed": "true"}),
-        ("reward.validation", {"reward__validation": '"/home/me/rows.npz"'}),
+        ("reward.validation", {"reward__validation": '"/srv/rows.npz"'}),
         ("reward.validation", {"reward__validation": '"rows.npz"', "reward__sealed": "true"}),
         ("reward.seal_anchor", {"reward__seal_anchor": f'"{"00" * 32}"'}),
     ],
@@ -78,7 +78,7 @@ def test_a_published_job_whose_rows_nobody_could_unseal_is_refused() -> None:
 
 
 def test_a_path_is_not_published() -> None:
-    spec = parsed(reward__sealed="true", reward__validation='"/home/me/rows.npz"')
+    spec = parsed(reward__sealed="true", reward__validation='"/srv/rows.npz"')
     with pytest.raises(SpecInvalid, match="validation"):
         spec.encode()
 

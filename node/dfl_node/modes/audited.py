@@ -94,7 +94,7 @@ class Audited:
         own = self._own(round_)
         if panel.phase is not PanelPhase.COMMIT or published is None or own is None:
             return []
-        index = _place(own)
+        index = own.index
         if not any(panel.seed):
             turn = (index - published.publisher_index) % max(1, published.contributions)
             due = published.published_at + turn * SPREAD_S
@@ -190,7 +190,3 @@ class Audited:
         ledger = self._parts.ledger
         found = [ledger.node(seat.evaluator) for seat in ledger.seats(self._job, round_, panel)]
         return [bytes(32) if record is None else record.peer_key for record in found]
-
-
-def _place(row: ContributionRow) -> int:
-    return int(row.id.rpartition(".")[2])

@@ -186,8 +186,9 @@ class Auditor:
         in_thread, me = trio.to_thread.run_sync, self._context.me
         if found.node == me:
             raise DflError("nobody audits itself")
-        place = int(found.piece.id.rpartition(".")[2])
-        update = pieces.get(place) or await self._fetched(found, Cid.parse(found.piece.cid), FETCH_SHARE)
+        update = pieces.get(found.piece.index)
+        if not update:
+            update = await self._fetched(found, Cid.parse(found.piece.cid), FETCH_SHARE)
         committed = (await in_thread(self._parts.rows.shards, found.job)).get(found.node)
         if committed is None:
             raise DflError(f"the ledger lacks the commitment of {found.node}", why="the index lags")
@@ -216,7 +217,9 @@ class Auditor:
         if key is None or known is None or known.peer_key != key.public:
             raise DflError("rows cannot be opened here", why="the registry has another key of this node")
         seats = parts.ledger.seats(found.job, found.round, found.panel)
-        seat = next(number for number, seat in enumerate(seats) if seat.evaluator == me)
+        seat = next((number for number, seat in enumerate(seats) if seat.evaluator == me), None)
+        if seat is None:
+            raise DflError("rows cannot be opened here", why="the chain was reorganised: we have no seat")
         try:
             file = boxes.read(data)
             if seat < len(file.keys) and file.keys[seat] != key.public and self._is_new_here(found):
@@ -265,14 +268,17 @@ class Auditor:
 
     def _could_be_asked(self, found: Case) -> bool:
         """Whether somebody is connected who should have what its node opened: else we are cut off."""
-        seats = self._parts.ledger.seats(found.job, found.round, found.panel)
-        known = {found.node, *(seat.evaluator for seat in seats)} - {self._context.me}
+        known = self._holders(found) - {self._context.me}
         return any(peer.address in known for peer in self._parts.channel.peers())
+
+    def _holders(self, found: Case) -> set[Address]:
+        """Who should have what was opened: its node, and everybody who judges it. Blocks."""
+        seats = self._parts.ledger.seats(found.job, found.round, found.panel)
+        return {found.node, *(seat.evaluator for seat in seats)}
 
     async def _fetched(self, found: Case, cid: Cid, share: float, max_bytes: int | None = None) -> bytes:
         """From the audited, or from whoever else judges it. Tried until this share of the window has gone."""
-        seats = await trio.to_thread.run_sync(self._parts.ledger.seats, found.job, found.round, found.panel)
-        known = {found.node, *(seat.evaluator for seat in seats)}
+        known = await trio.to_thread.run_sync(self._holders, found)
         while True:
             left_s = found.at(share) - self._clock()
             try:

@@ -147,8 +147,8 @@ class Judge:
             made = await (self._retried(round_, panel, state) if panel else self._scores(round_, state))
             bound = await in_thread(self._parts.journal.bind_scores, self._job, round_, panel, made)
         number = await in_thread(self._seat, round_, me, panel)
-        sealed = vectors.commitment(self._job, round_, panel, me, bound.vector, bound.salt)
-        await in_thread(ledger.commit_scores, self._job, round_, panel, number, sealed)
+        commitment = vectors.commitment(self._job, round_, panel, me, bound.vector, bound.salt)
+        await in_thread(ledger.commit_scores, self._job, round_, panel, number, commitment)
         log.info("judged", job=self._job, round=round_, panel=panel, seat=number, method=bound.method)
 
     async def show(self, round_: int, panel: int = 0) -> None:
